@@ -1,0 +1,3 @@
+#define RSM_ISA baseline
+#define RSM_UNIT kUnitBaseline
+#include "unit.h"

@@ -1,0 +1,1 @@
+"""Commented YAML recipes; installed as the data package ``rsmamba.recipes``."""

@@ -1,0 +1,1 @@
+"""The ``rsmamba`` command: one module per verb."""

@@ -1,0 +1,73 @@
+"""Every error that a user can meet.
+
+Each message names the thing at fault and the remedy in one line. The command line prints it and
+exits with status 2; a script catches :class:`RsmambaError`, or the subclass that it can handle.
+"""
+
+
+class RsmambaError(Exception):
+    """Base class of all errors that are the user's to mend."""
+
+
+class DataNotFoundError(RsmambaError, FileNotFoundError):
+    """A folder, file or split that was asked for is not there, or is empty."""
+
+    def __str__(self) -> str:
+        """The message alone: OSError would format its arguments as an errno pair."""
+        return str(self.args[0]) if self.args else ""
+
+
+class ImageReadError(RsmambaError):
+    """A file exists but cannot be decoded as an image."""
+
+
+class LabelError(RsmambaError):
+    """Labels do not fit: unknown class or attribute, value out of range, no labels at all."""
+
+
+class BandMismatchError(RsmambaError):
+    """The bands of the data are not the bands of the model."""
+
+
+class CRSError(RsmambaError):
+    """A coordinate reference system is missing, unknown or does not match."""
+
+
+class GridMismatchError(RsmambaError):
+    """Two rasters that must share one pixel grid do not."""
+
+
+class UnknownModelError(RsmambaError, ValueError):
+    """No model of that name is registered."""
+
+
+class CheckpointError(RsmambaError):
+    """A checkpoint is unreadable, unsafe, incomplete or belongs to another model."""
+
+
+class SpecError(RsmambaError, ValueError):
+    """A ModelSpec is missing or contradicts itself."""
+
+
+class ConfigError(RsmambaError, ValueError):
+    """Options or a recipe contradict each other or themselves."""
+
+
+class OutputExistsError(RsmambaError, FileExistsError):
+    """The output is there already; nothing is replaced without being told to."""
+
+    def __str__(self) -> str:
+        """The message alone: OSError would format its arguments as an errno pair."""
+        return str(self.args[0]) if self.args else ""
+
+
+class OutputNotWritableError(RsmambaError, PermissionError):
+    """The output cannot be written where it was asked for."""
+
+    def __str__(self) -> str:
+        """The message alone: OSError would format its arguments as an errno pair."""
+        return str(self.args[0]) if self.args else ""
+
+
+class BackendError(RsmambaError):
+    """An operator backend was asked for by name and is not available here."""

@@ -1,0 +1,1 @@
+"""Maps as files: GeoTIFF, polygons, colours, comparison with the truth. No torch in here."""

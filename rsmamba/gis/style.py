@@ -1,0 +1,75 @@
+"""Colours of classes: a palette safe for colour-blind readers, and GDAL colour tables."""
+
+import colorsys
+import re
+from collections.abc import Mapping, Sequence
+
+from rsmamba.errors import SpecError
+
+#: Value of a pixel without a class, in every class map that rsmamba writes.
+CLASS_NODATA = 255
+
+# Okabe & Ito, "Color Universal Design" (2008), https://jfly.uni-koeln.de/color/; grey leads,
+# because class 0 is the background more often than not.
+_OKABE_ITO = (
+    "#999999",
+    "#d55e00",
+    "#0072b2",
+    "#009e73",
+    "#e69f00",
+    "#56b4e9",
+    "#cc79a7",
+    "#f0e442",
+)
+_GOLDEN_RATIO = 0.618033988749895
+_HEX = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+def palette(count: int) -> list[str]:
+    """Distinct colours, the same ones for the same count and every longer palette.
+
+    Args:
+        count: Number of classes.
+
+    Returns:
+        One ``#rrggbb`` per class: Okabe and Ito's eight, then hues by the golden ratio.
+    """
+    colours = list(_OKABE_ITO[:count])
+    for i in range(len(colours), count):
+        hue = (i * _GOLDEN_RATIO) % 1.0
+        rgb = colorsys.hls_to_rgb(hue, (0.35, 0.5, 0.65)[i % 3], 0.7)
+        colours.append("#" + "".join(f"{round(255 * c):02x}" for c in rgb))
+    return colours
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue (0 to 255) of ``#rrggbb``.
+
+    Raises:
+        SpecError: If the text is not such a colour.
+    """
+    if not _HEX.fullmatch(text):
+        raise SpecError(f"{text!r} is not a colour: write it as #rrggbb")
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def colour_table(
+    count: int, colours: Sequence[str] = ()
+) -> Mapping[int, tuple[int, int, int, int]]:
+    """GDAL colour table of a class map.
+
+    Args:
+        count: Number of classes, at most 255.
+        colours: One ``#rrggbb`` per class; empty for :func:`palette`.
+
+    Returns:
+        Pixel value to (red, green, blue, alpha); nodata is transparent.
+
+    Raises:
+        SpecError: If a colour cannot be parsed.
+    """
+    table = {
+        value: (*parse_colour(text), 255)
+        for value, text in enumerate(list(colours) or palette(count))
+    }
+    return table | {CLASS_NODATA: (0, 0, 0, 0)}

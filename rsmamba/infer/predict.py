@@ -1,0 +1,299 @@
+"""Models as functions from raw pixels to class scores."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rsmamba.errors import CheckpointError, ConfigError, DataNotFoundError, SpecError
+from rsmamba.spec import SPEC_KEY, ModelSpec
+
+#: Packages from which a checkpoint may name its class. Checked before anything is imported.
+TRUSTED_PACKAGES = ("rsmamba", "torchgeo")
+#: A class map has one byte per pixel, and one value of it is nodata.
+MAX_CLASSES = 255
+
+Model = str | Path | nn.Module | Callable[[Tensor], Tensor]
+
+
+class Predictor:
+    """Raw pixels in, class scores out.
+
+    Get one from :func:`load_predictor`.
+
+    Args:
+        forward: Function from (B, C, H, W) to (B, K, H, W).
+        spec: What the model is and expects; None for a function of raw pixels without one.
+        logits: Whether ``forward`` takes normalised images and gives logits; else it takes raw
+            values and gives scores.
+        device: Where images are sent, and where scores stay.
+        bf16: Run ``forward`` under bfloat16 autocast.
+
+    Attributes:
+        spec: As given.
+        device: As given.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        spec: ModelSpec | None,
+        *,
+        logits: bool,
+        device: torch.device,
+        bf16: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self._forward = forward
+        self._logits = logits
+        self._bf16 = bf16
+        if spec is not None:
+            shape = (1, spec.in_channels, 1, 1)
+            self._mean = torch.tensor(spec.mean, device=device).view(shape)
+            self._std = torch.tensor(spec.std, device=device).view(shape)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores of a batch.
+
+        Args:
+            images: (B, C, H, W) float32 raw pixel values, without NaN.
+
+        Returns:
+            (B, K, H, W) float32 scores on :attr:`device`. From logits they are probabilities; a
+            single logit gives two classes, (1 - p, p).
+
+        Raises:
+            ConfigError: If the model does not give one score map per class at the image's size.
+        """
+        images = images.to(self.device, non_blocking=True)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
+        ):
+            if self._logits and self.spec is not None:
+                images = (images * self.spec.scale - self._mean) / self._std
+            scores = self._forward(images)
+            self._check(scores, images)
+            scores = scores.float()
+            if not self._logits:
+                return scores
+            if scores.shape[1] == 1:
+                positive = scores.sigmoid()
+                return torch.cat([1 - positive, positive], dim=1)
+            return scores.softmax(dim=1)
+
+    def class_names(self, count: int) -> tuple[str, ...]:
+        """Names of ``count`` classes.
+
+        Raises:
+            ConfigError: If there are more classes than a class map can hold.
+            SpecError: If the spec names another number of classes.
+        """
+        if count > MAX_CLASSES:
+            raise ConfigError(f"{count} classes do not fit a class map: at most {MAX_CLASSES}")
+        named = self.spec.classes if self.spec is not None else ()
+        if not named:
+            return tuple(f"class_{i}" for i in range(count))
+        if len(named) == 1 and count == 2 and self._logits:
+            return ("background", *named)
+        if len(named) != count:
+            raise SpecError(
+                f"the model gives {count} classes but its spec names {len(named)} "
+                f"({', '.join(named)}): correct the spec (--spec FILE)"
+            )
+        return named
+
+    def synchronize(self) -> None:
+        """Wait until the device has done its work, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @staticmethod
+    def _check(scores: Any, images: Tensor) -> None:
+        wanted = f"({len(images)}, classes, {images.shape[2]}, {images.shape[3]})"
+        if not isinstance(scores, Tensor):
+            raise ConfigError(f"the model returned {type(scores).__name__}, not a tensor {wanted}")
+        shape = tuple(scores.shape)
+        if len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *images.shape[2:]):
+            raise ConfigError(f"the model returned a tensor of shape {shape}, expected {wanted}")
+
+
+def load_predictor(
+    model: "Model | Predictor",
+    spec: ModelSpec | str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    bf16: bool = False,
+) -> Predictor:
+    """Make a predictor from whatever a user has.
+
+    Args:
+        model: A Lightning checkpoint (``.ckpt``) or ``.safetensors`` file that carries a spec; a
+            module that maps normalised images to logits, with ``spec``; or any other callable
+            from raw (B, C, H, W) float values to (B, K, H, W) scores, whose spec may be None. A
+            module is moved to the device and put in evaluation mode. A predictor is returned as
+            it is.
+        spec: A spec, or its JSON file; replaces the one in the checkpoint.
+        device: Where to run; CUDA if there is one.
+        bf16: Run the forward under bfloat16 autocast.
+
+    Returns:
+        The predictor.
+
+    Raises:
+        DataNotFoundError: If a file is not there.
+        CheckpointError: If the checkpoint is unreadable, has no spec, names a class that is not
+            trusted, or its weights do not fit.
+        SpecError: If the spec is invalid, or a module has none.
+        ConfigError: If the device does not exist or the model does not segment.
+    """
+    if isinstance(model, Predictor):
+        return model
+    where = _device(device)
+    if isinstance(spec, str | Path):
+        spec = _read_spec(Path(spec))
+    if isinstance(model, str | Path):
+        model, spec = _load_checkpoint(Path(model), spec)
+    if not isinstance(model, nn.Module):
+        return Predictor(model, spec, logits=False, device=where, bf16=bf16)
+    if spec is None:
+        raise SpecError(
+            "a torch module needs a ModelSpec (bands, mean, deviation, classes): pass spec=..., or "
+            "wrap it in a function from raw pixels to scores"
+        )
+    if spec.task != "segmentation":
+        raise ConfigError(f"a map needs a segmentation model; this one does {spec.task}")
+    return Predictor(model.to(where).eval(), spec, logits=True, device=where, bf16=bf16)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, if it works."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device {device} is not usable: {_first_line(error)}; use cpu"
+        ) from error
+    return where
+
+
+def _read_spec(path: Path) -> ModelSpec:
+    """A spec from a JSON file."""
+    try:
+        return ModelSpec.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataNotFoundError(f"cannot read the spec {path}: {error}") from error
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, ModelSpec]:
+    """The task of a checkpoint, with its weights, and its spec."""
+    if not path.is_file():
+        raise DataNotFoundError(f"no such checkpoint: {path}")
+    state, text = (_safetensors if path.suffix == ".safetensors" else _lightning)(path)
+    if spec is None:
+        if text is None:
+            raise CheckpointError(
+                f"{path} carries no ModelSpec (bands, mean, deviation, classes): "
+                "supply one with --spec FILE (JSON)"
+            )
+        try:
+            spec = ModelSpec.from_json(text)
+        except SpecError as error:
+            raise CheckpointError(f"{path}: {error}; supply another with --spec FILE") from error
+    task = _build_task(path, spec)
+    try:
+        task.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {path} do not fit {spec.task_class}: {_first_mismatches(error)}"
+        ) from error
+    return task, spec
+
+
+def _lightning(path: Path) -> tuple[Mapping[str, Tensor], str | None]:
+    """State dict and spec text of a Lightning checkpoint; runs no code of the file."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it holds {named[1]}" if named else "it is damaged or no PyTorch file"
+        raise CheckpointError(
+            f"{path} is not a plain weights file ({found}): nothing was loaded"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a PyTorch checkpoint: {_first_line(error)}"
+        ) from error
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict")
+    return checkpoint["state_dict"], checkpoint.get(SPEC_KEY)
+
+
+def _safetensors(path: Path) -> tuple[Mapping[str, Tensor], str | None]:
+    """State dict and spec text of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+            return state, (file.metadata() or {}).get(SPEC_KEY)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _build_task(path: Path, spec: ModelSpec) -> nn.Module:
+    """An untrained task of the class that the spec names, if that class is trusted."""
+    if spec.task != "segmentation":
+        raise ConfigError(f"a map needs a segmentation model; {path} does {spec.task}")
+    module_name, _, class_name = spec.task_class.rpartition(".")
+    package = module_name.partition(".")[0]
+    refusal = CheckpointError(
+        f"{path} names the class {spec.task_class!r}: only segmentation tasks of "
+        f"{' and '.join(TRUSTED_PACKAGES)} are loaded"
+    )
+    if package not in TRUSTED_PACKAGES:
+        raise refusal
+    import_module("rsmamba.models")  # registers the backbones that task_kwargs name
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise refusal from error
+    # what a module of ours merely imports is not ours
+    owner = getattr(found, "__module__", "").partition(".")[0]
+    if not (isinstance(found, type) and issubclass(found, nn.Module)) or (
+        owner not in TRUSTED_PACKAGES
+    ):
+        raise refusal
+    kwargs = dict(spec.task_kwargs)
+    if "weights" in kwargs:  # the checkpoint has them all: neither look for a file nor download
+        kwargs["weights"] = None
+    try:
+        return found(**kwargs)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        shown = json.dumps(kwargs, default=str)
+        raise CheckpointError(
+            f"{path}: {spec.task_class} cannot be built with {shown}: {error}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """The start of a message; torch's go on for pages."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _first_mismatches(error: RuntimeError) -> str:
+    """The gist of load_state_dict's message, in one line."""
+    lines = [line.strip() for line in str(error).splitlines()[1:]]
+    text = " ".join(lines) or str(error)
+    return text if len(text) <= 400 else text[:400] + " ..."

@@ -1,0 +1,511 @@
+"""RoMA: a plain state-space backbone for remote sensing, scanning its tokens in four directions.
+
+Wang et al., "RoMA: Scaling up Mamba-based Foundation Models for Remote Sensing", NeurIPS 2025,
+https://arxiv.org/abs/2503.10392. The blocks are Mamba mixers (Gu & Dao 2023,
+https://arxiv.org/abs/2312.00752) and SwiGLU; the class token stands in the middle of the tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from rsmamba_kernels.selective_scan import ClassToken, scan_index, selective_scan
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, PatchEmbed, SwiGLU, to_2tuple, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rsmamba.errors import ConfigError
+
+# A list: @register_model appends the names of the variants.
+__all__ = ["RoMA"]
+
+_D_STATE = 16
+_D_CONV = 4
+_DT_RANGE = (1e-3, 1e-1)
+
+
+class DirectionalScan(nn.Module):
+    """Causal convolution, input-dependent parameters and selective scan along one order.
+
+    Args:
+        dim: Channels.
+        order: 0 along rows, 1 rows reversed, 2 along columns, 3 columns reversed.
+    """
+
+    def __init__(self, dim: int, order: Literal[0, 1, 2, 3]) -> None:
+        super().__init__()
+        self.order = order
+        self.dt_rank = math.ceil(dim / 16)
+        self.conv1d = nn.Conv1d(dim, dim, _D_CONV, groups=dim)
+        self.x_proj = nn.Linear(dim, self.dt_rank + 2 * _D_STATE, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, dim)
+        self.A_log = nn.Parameter(torch.empty(dim, _D_STATE))
+        self.D = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """S4D-real decay rates, and steps log-uniform in [0.001, 0.1] (Mamba, section 3.6)."""
+        nn.init.ones_(self.D)
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        with torch.no_grad():
+            self.A_log.copy_(torch.arange(1, _D_STATE + 1).log().expand_as(self.A_log))
+            low, high = (math.log(value) for value in _DT_RANGE)
+            dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
+            # The inverse of softplus, so that softplus(bias) is the step.
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def _convolve(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
+        """Depthwise convolution over the current and the three preceding tokens of the order."""
+        index = scan_index(x.shape[1], self.order, grid, cls, x.device) if self.order else None
+        if index is not None:
+            x = x.index_select(1, index)
+        x = F.pad(x.transpose(1, 2), (_D_CONV - 1, 0))
+        x = self.conv1d(x).transpose(1, 2)
+        return x if index is None else torch.empty_like(x).index_copy(1, index, x)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
+        """Map (B, L, D) tokens in raster order to (B, L, D) ungated outputs."""
+        u = F.silu(self._convolve(x, grid, cls))
+        dt, B, C = self.x_proj(u).split([self.dt_rank, _D_STATE, _D_STATE], dim=-1)
+        return selective_scan(
+            u,
+            # The bias is added inside the scan, in its precision.
+            F.linear(dt, self.dt_proj.weight),
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            dt_bias=self.dt_proj.bias,
+            order=self.order,
+            grid=grid,
+            cls=cls,
+        )
+
+
+class MambaMixer(nn.Module):
+    """Mamba mixer whose directions share the input, the gate and the output projection.
+
+    ``out = W_out (silu(z) * mean_k scan_k(x))`` with ``x, z = W_in tokens``; every direction k has
+    its own convolution, projections and decay rates.
+
+    Args:
+        dim: Channels, inside and outside (expansion 1).
+        directions: 1 (along rows) or 4.
+    """
+
+    def __init__(self, dim: int, directions: int = 4) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(dim, 2 * dim, bias=False)
+        orders: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+        self.scans = nn.ModuleList(DirectionalScan(dim, order) for order in orders[:directions])
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
+        """Map (B, L, D) to (B, L, D); L tokens on ``grid``, with a class token if ``cls`` says."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        y = sum(scan(x, grid, cls) for scan in self.scans)
+        return self.out_proj(y * F.silu(z) / len(self.scans))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: mixer, then SwiGLU."""
+
+    def __init__(self, dim: int, directions: int = 4, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = MambaMixer(dim, directions)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = SwiGLU(dim, 8 * dim // 3)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        x = x + self.drop_path(self.mixer(self.norm1(x), grid, cls))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class RoMA(nn.Module):
+    """The RoMA backbone with a linear classifier, under timm's model contract.
+
+    Any image size is taken: images are padded at the bottom and right to whole patches (with 0,
+    the mean of a normalised band) and the position embedding is interpolated.
+
+    Args:
+        img_size: Height and width of the image that the position embedding is made for.
+        patch_size: Side of a patch in pixels.
+        in_chans: Number of bands.
+        num_classes: Classes of the head; 0 for none.
+        global_pool: ``"token"`` (class token), ``"avg"`` (mean of the patches) or ``""`` (none).
+        embed_dim: Channels.
+        depth: Number of blocks.
+        directions: Scan directions, 4 or 1.
+        class_token: Whether a class token stands in slot M // 2 of the M patches.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+
+    Raises:
+        ConfigError: If the options contradict each other.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: Literal["token", "avg", ""] = "token",
+        embed_dim: int = 192,
+        depth: int = 12,
+        directions: int = 4,
+        class_token: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if directions not in (1, 4):
+            raise ConfigError(f"directions={directions}: choose 1 or 4")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.directions = directions
+        self.num_prefix_tokens = int(class_token)
+        self.grad_checkpointing = False
+        self.reset_pool(global_pool)
+
+        self.patch_embed = PatchEmbed(
+            None, patch_size, in_chans, embed_dim, strict_img_size=False, dynamic_img_pad=True
+        )
+        self.grid_size = self._grid(to_2tuple(img_size))
+        tokens = math.prod(self.grid_size) + self.num_prefix_tokens
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(embed_dim, directions, rate) for rate in rates)
+        self.feature_info = [
+            {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size}
+            for i in range(depth)
+        ]
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal of deviation 0.02, zero biases; the scans keep their own start."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and ".scans." not in name:
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Decay rates, skips and embeddings; norms and biases are 1-D and go by convention."""
+        free = {"A_log", "D", "pos_embed", "cls_token"}
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in free}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise decay (timm)."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head, and the pooling if one is given."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.reset_pool(global_pool)
+        like = self.pos_embed
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(
+                self.embed_dim, num_classes, device=like.device, dtype=like.dtype
+            )
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def reset_pool(self, global_pool: str) -> None:
+        """Choose the read-out: ``"token"``, ``"avg"`` or ``""``."""
+        if global_pool not in ("token", "avg", ""):
+            raise ConfigError(f"global_pool={global_pool!r}: choose 'token', 'avg' or ''")
+        if global_pool == "token" and not self.num_prefix_tokens:
+            raise ConfigError("global_pool='token' needs class_token=True; or choose 'avg'")
+        self.global_pool = global_pool
+
+    @property
+    def _cls(self) -> ClassToken:
+        return "none" if self.cls_token is None else "middle"
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches that cover an image of (H, W) pixels."""
+        height, width = self.patch_embed.dynamic_feat_size(size)
+        return height, width
+
+    def position(self, grid: tuple[int, int]) -> Tensor:
+        """Position embedding on a grid, (1, M or M + 1, D), the class token's row at M // 2."""
+        if grid == self.grid_size:
+            return self.pos_embed
+        return resize_position(self.pos_embed, self.grid_size, grid)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens in raster order with positions, the class token in the middle, and their grid."""
+        grid = self._grid((x.shape[-2], x.shape[-1]))
+        x = self.patch_embed(x)
+        if self.cls_token is not None:
+            slot = x.shape[1] // 2
+            token = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
+            x = torch.cat([x[:, :slot], token, x[:, slot:]], dim=1)
+        return x + self.position(grid).to(x.dtype), grid
+
+    def run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One block on tokens in the encoder's order, recomputed in backward if so asked."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, grid, self._cls, use_reentrant=False)
+        return block(x, grid, self._cls)
+
+    def _prefix_first(self, x: Tensor) -> Tensor:
+        """Move the class token from the middle to the front, where timm's users expect it."""
+        if self.cls_token is None:
+            return x
+        slot = (x.shape[1] - 1) // 2
+        return torch.cat([x[:, slot : slot + 1], x[:, :slot], x[:, slot + 1 :]], dim=1)
+
+    def forward_features(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Map images (B, C, H, W) to normalised tokens (B, [1 +] M, D), class token first."""
+        x, grid = self.embed(x)
+        for block in self.blocks:
+            x = self.run_block(block, x, grid)
+        return self._prefix_first(self.norm(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the tokens of :meth:`forward_features` and classify them."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, self.num_prefix_tokens :].mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, K); further keywords are ignored."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Outputs of chosen blocks (timm).
+
+        Args:
+            x: (B, C, H, W) images.
+            indices: Blocks to return: the last n, a sequence, or all.
+            return_prefix_tokens: Return pairs (patches, class token (B, 1, D)).
+            norm: Apply the final norm to each.
+            stop_early: Do not run the blocks after the last chosen one.
+            output_fmt: ``"NCHW"`` (B, D, ceil(H / patch), ceil(W / patch)) or ``"NLC"``.
+            intermediates_only: Return the list alone, without the final tokens.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt={output_fmt!r}: choose 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        tokens, grid = self.embed(x)
+        outputs: list[Any] = []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            tokens = self.run_block(block, tokens, grid)
+            if i not in take:
+                continue
+            output = self._prefix_first(self.norm(tokens) if norm else tokens)
+            prefix, patches = output.split([self.num_prefix_tokens, math.prod(grid)], dim=1)
+            if output_fmt == "NCHW":
+                patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            outputs.append((patches, prefix) if return_prefix_tokens else patches)
+        if intermediates_only:
+            return outputs
+        return self._prefix_first(self.norm(tokens)), outputs
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the blocks after the last chosen one, and the norm and the head if asked."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+
+def resize_position(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Interpolate a position embedding bicubically from one grid to another.
+
+    Args:
+        table: (1, M or M + 1, D) with the class token's row, if any, at M // 2.
+        old: Rows and columns of the table.
+        new: Rows and columns wanted.
+
+    Returns:
+        (1, M' or M' + 1, D), in the table's dtype.
+    """
+    patches = math.prod(old)
+    has_class = table.shape[1] == patches + 1
+    slot = patches // 2
+    token = table[:, slot : slot + 1] if has_class else table[:, :0]
+    rest = torch.cat([table[:, :slot], table[:, slot + 1 :]], dim=1) if has_class else table
+    plane = rest.transpose(1, 2).unflatten(2, old)
+    # The interpolation has no 16-bit CPU kernel and would lose digits there.
+    exact = plane.to(torch.promote_types(plane.dtype, torch.float32))
+    plane = F.interpolate(exact, size=new, mode="bicubic", align_corners=False)
+    rest = plane.to(table.dtype).flatten(2).transpose(1, 2)
+    slot = rest.shape[1] // 2
+    return torch.cat([rest[:, :slot], token, rest[:, slot:]], dim=1)
+
+
+def adapt_state_dict(state_dict: dict[str, Tensor], model: RoMA) -> dict[str, Tensor]:
+    """Fit weights of one RoMA to another that differs in image size, class token or directions.
+
+    The position embedding is interpolated (a zero row enters for a class token that the source
+    lacks), and the one direction of a pretrained encoder is copied to all four.
+
+    Args:
+        state_dict: Keys of :class:`RoMA`.
+        model: The model that shall load them.
+
+    Returns:
+        A new mapping; tensors that need no change are shared.
+    """
+    adapted = dict(state_dict)
+    table = adapted.get("pos_embed")
+    if table is not None and table.shape[-1] == model.embed_dim:
+        adapted["pos_embed"] = _adapt_position(table, model)
+    orders = {int(key.split(".scans.")[1].split(".")[0]) for key in adapted if ".scans." in key}
+    if orders == {0}:
+        for order in range(1, model.directions):
+            for key, value in state_dict.items():
+                if ".scans.0." in key:
+                    adapted[key.replace(".scans.0.", f".scans.{order}.")] = value
+    return adapted
+
+
+def _adapt_position(table: Tensor, model: RoMA) -> Tensor:
+    """Position embedding of another grid or class-token setting, as ``model`` needs it."""
+    if table.shape == model.pos_embed.shape:
+        return table
+    count = table.shape[1]
+    if math.isqrt(count) ** 2 == count:
+        grid, has_class = (math.isqrt(count),) * 2, False
+    elif math.isqrt(count - 1) ** 2 == count - 1:
+        grid, has_class = (math.isqrt(count - 1),) * 2, True
+    else:
+        patches = math.prod(model.grid_size)
+        if count not in (patches, patches + 1):
+            return table  # A rectangle of unknown shape: the loader reports the mismatch.
+        grid, has_class = model.grid_size, count == patches + 1
+    slot = math.prod(grid) // 2
+    if has_class and not model.num_prefix_tokens:
+        table = torch.cat([table[:, :slot], table[:, slot + 1 :]], dim=1)
+    elif model.num_prefix_tokens and not has_class:
+        table = torch.cat([table[:, :slot], torch.zeros_like(table[:, :1]), table[:, slot:]], 1)
+    return table if grid == model.grid_size else resize_position(table, grid, model.grid_size)
+
+
+def default_cfg(**kwargs: Any) -> dict[str, Any]:
+    """timm's description of a RoMA model without hosted weights."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "fixed_input_size": False,
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **kwargs,
+    }
+
+
+#: Width and depth (paper, table of model sizes).
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 12},
+    "small": {"embed_dim": 384, "depth": 12},
+    "base": {"embed_dim": 768, "depth": 12},
+    "large": {"embed_dim": 1024, "depth": 24},
+}
+
+default_cfgs = generate_default_cfgs({f"roma_{size}_patch16": default_cfg() for size in SIZES})
+
+
+def build(
+    model_cls: type[RoMA], variant: str, pretrained: bool, levels: int, **kwargs: Any
+) -> RoMA:
+    """Build a registered variant; options of the caller override the size's.
+
+    Raises:
+        ConfigError: If an output stride is asked for, as DeepLabV3+ does.
+    """
+    if "output_stride" in kwargs:
+        raise ConfigError(
+            f"{variant} has no dilated form (output_stride={kwargs['output_stride']}): "
+            "choose a decoder that needs none, e.g. unet or upernet"
+        )
+    size = SIZES[variant.split("_")[1]]
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=adapt_state_dict,
+        feature_cfg={"out_indices": levels, "feature_cls": "getter"},
+        **{**size, **kwargs},
+    )
+
+
+@register_model
+def roma_tiny_patch16(pretrained: bool = False, **kwargs: Any) -> RoMA:
+    """RoMA-Tiny: width 192, 12 blocks."""
+    return build(RoMA, "roma_tiny_patch16", pretrained, 3, **kwargs)
+
+
+@register_model
+def roma_small_patch16(pretrained: bool = False, **kwargs: Any) -> RoMA:
+    """RoMA-Small: width 384, 12 blocks."""
+    return build(RoMA, "roma_small_patch16", pretrained, 3, **kwargs)
+
+
+@register_model
+def roma_base_patch16(pretrained: bool = False, **kwargs: Any) -> RoMA:
+    """RoMA-Base: width 768, 12 blocks."""
+    return build(RoMA, "roma_base_patch16", pretrained, 3, **kwargs)
+
+
+@register_model
+def roma_large_patch16(pretrained: bool = False, **kwargs: Any) -> RoMA:
+    """RoMA-Large: width 1024, 24 blocks."""
+    return build(RoMA, "roma_large_patch16", pretrained, 3, **kwargs)
