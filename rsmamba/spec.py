@@ -109,8 +109,11 @@ class ModelSpec:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SpecError(f"unknown keys in the model spec: {', '.join(unknown)}")
+        arguments: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise SpecError(f"incomplete model spec: {error}") from error
 

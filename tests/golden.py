@@ -1,9 +1,9 @@
 """Golden fixtures: weights and inputs re-created from names, outputs compared with stored values.
 
-The fixtures in ``tests/data/golden`` were recorded from the published reference classes. No weights
-are stored: every parameter is a function of its published key (see :func:`fill`), every input of its
-name (see :func:`normal`). A fixture is a pair ``NAME.json`` (shapes, statistics, cases) and
-``NAME.npz`` (values, whole or sampled).
+The fixtures in ``tests/data/golden`` were recorded from the published reference classes. No
+weights are stored: every parameter is a function of its published key (see :func:`fill`), every
+input of its name (see :func:`normal`). A fixture is a pair ``NAME.json`` (shapes, statistics,
+cases) and ``NAME.npz`` (values, whole or sampled).
 """
 
 import json

@@ -22,7 +22,11 @@ def spec(**changes):
 
 def test_json_round_trip_keeps_every_field():
     original = spec(
-        nodata=0.0, gsd=0.3, image_size=(96, 96), colours=("#000000", "#ff0000"), licence="CC BY 4.0"
+        nodata=0.0,
+        gsd=0.3,
+        image_size=(96, 96),
+        colours=("#000000", "#ff0000"),
+        licence="CC BY 4.0",
     )
     again = ModelSpec.from_json(original.to_json())
     assert again == original

@@ -85,6 +85,10 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # `rsmamba recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
 
 
 def main() -> None:

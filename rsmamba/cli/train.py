@@ -1,9 +1,13 @@
 """fit, validate, test, predict: Lightning's command line on TorchGeo's base classes."""
 
+import logging
 import os
+import re
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rsmamba.cli.recipes import find_recipe
@@ -11,6 +15,19 @@ from rsmamba.errors import ConfigError, DataNotFoundError, RsmambaError
 
 #: Recipes that ship with rsmamba are named `recipe:segment/buildings_demo` anywhere.
 RECIPE_PREFIX = "recipe:"
+
+
+#: What Lightning takes for --ckpt_path besides a file.
+_CHECKPOINT_WORDS = frozenset({"best", "last", "hpc", "null", "registry"})
+#: Warnings that a user can do nothing about, or need not.
+_NOTICES = (
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*is deprecated, use `isinstance.treespec.*",
+    ".*Experiment logs directory.*",
+    ".*is not supported by the model summary.*",
+    ".*exists and is not empty.*",
+)
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -35,6 +52,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     """Like :func:`run`, and hand back the LightningCLI with its trainer, task and data module."""
     # jsonargparse would import heavy modules for nothing if the recipe is not even there
     args = [verb, *_resolve_recipes(argv)]
+    _check_checkpoint(argv)
 
     from lightning.pytorch.cli import LightningCLI
     from torchgeo.datamodules import BaseDataModule, MisconfigurationException
@@ -44,6 +62,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     import rsmamba.data
     import rsmamba.tasks  # noqa: F401  (short class names in recipes)
 
+    _quieten()
     # TorchGeo's defaults for cloud-optimised reads, unless the user has chosen
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR")
     program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns about arguments in both
@@ -64,9 +83,20 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     except DatasetNotFoundError as error:
         raise DataNotFoundError(str(error)) from error
     except (ArgumentError, MisconfigurationException) as error:
-        raise ConfigError(_innermost(error)) from error
+        raise _cause(error) or ConfigError(_reason(error)) from error
+    except ValueError as error:  # jsonargparse wraps what a class's constructor raises
+        if cause := _cause(error):
+            raise cause from error
+        raise
     finally:
         sys.argv = program
+
+
+def _quieten() -> None:
+    """Leave progress bars and warnings that matter; drop Lightning's notices."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in _NOTICES:
+        warnings.filterwarnings("ignore", message)
 
 
 def _resolve_recipes(argv: Sequence[str]) -> list[str]:
@@ -88,11 +118,27 @@ def _resolve_recipes(argv: Sequence[str]) -> list[str]:
     return resolved
 
 
-def _innermost(error: BaseException) -> str:
-    """jsonargparse nests the reason; a user's own error inside it is the better message."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, RsmambaError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
+def _check_checkpoint(argv: Sequence[str]) -> None:
+    """Refuse a checkpoint file that is not there before anything is built."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, inline = flag.partition("=")
+        path = inline if equals else value
+        if name == "--ckpt_path" and path not in _CHECKPOINT_WORDS and not Path(path).is_file():
+            raise DataNotFoundError(f"no checkpoint file {path}: check --ckpt_path")
+
+
+def _cause(error: BaseException) -> RsmambaError | None:
+    """The user's error inside a chain of exceptions, if there is one."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, RsmambaError):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """What jsonargparse found wrong, without the list of types that it tried."""
+    text = " ".join(str(error).split())
+    found = re.search(r"Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value)", text)
+    return f"{found.group(1)}; `--help` lists the options" if found else text

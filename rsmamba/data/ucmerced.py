@@ -129,6 +129,8 @@ class UCMercedDataModule(NonGeoDataModule):
         val_ratio: Share of the training images held back for validation; 0 for none.
         split_seed: Number of the split (ratio protocol).
         image_size: Side of the images in pixels.
+        drop_last: Leave an incomplete last batch out of training, as TorchGeo does; a linear
+            probe, which reads every image once, needs False.
         mean: Mean per band, in pixel units.
         std: Deviation per band, in pixel units.
         download: Fetch the data if they are not there.
@@ -151,6 +153,7 @@ class UCMercedDataModule(NonGeoDataModule):
         val_ratio: float = 0.1,
         split_seed: int = 0,
         image_size: int = 256,
+        drop_last: bool = True,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         download: bool = False,
@@ -171,7 +174,7 @@ class UCMercedDataModule(NonGeoDataModule):
         )
         self.protocol = protocol
         self.train_ratio, self.val_ratio, self.split_seed = train_ratio, val_ratio, split_seed
-        self.image_size = image_size
+        self.image_size, self.drop_last = image_size, drop_last
         #: One foot, times the factor of the resizing from 256 px.
         self.gsd: float | None = 0.3048 * 256 / image_size
         normalise = K.Normalize(mean=self.mean, std=self.std)
@@ -248,6 +251,18 @@ class UCMercedDataModule(NonGeoDataModule):
             together=[[stem for stem in group if stem in names] for group in SAME_GROUND],
         )
         return {part: [names[stem] for stem in stems] for part, stems in split.items()}
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Loader of the training images, shuffled."""
+        return DataLoader(
+            self._valid_attribute("train_dataset"),
+            batch_size=self.batch_size,
+            shuffle=True,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            drop_last=self.drop_last,
+            persistent_workers=self.num_workers > 0,
+        )
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Loader of the validation images; an empty one with ``val_ratio=0``."""

@@ -43,7 +43,6 @@ class LoadReport:
         total: Tensors of the backbone, without head and neck.
         missing: Backbone tensors that keep their random start, e.g. a class token that the source
             never trained.
-        mismatched: Tensors that the file has in another shape, as ``"name (file) != (model)"``.
         unexpected: Tensors of the file, under its backbone prefix, that the model has no place for.
         prefix: Prefix under which the backbone was found in the file.
         adapted: What was changed to make it fit, in words.
@@ -52,7 +51,6 @@ class LoadReport:
     matched: int
     total: int
     missing: tuple[str, ...]
-    mismatched: tuple[str, ...]
     unexpected: tuple[str, ...]
     prefix: str
     adapted: tuple[str, ...]
@@ -65,11 +63,10 @@ class LoadReport:
     def __str__(self) -> str:
         """One line for a log."""
         parts = [f"{self.matched} of {self.total} backbone tensors loaded ({self.coverage:.1%})"]
-        parts += [_listed(label, names) for label, names in (
-            ("not trained by the source", self.missing),
-            ("of another shape", self.mismatched),
-            ("not used", self.unexpected),
-        ) if names]
+        if self.missing:
+            parts.append(_listed("not in the file", self.missing))
+        if self.unexpected:
+            parts.append(_listed("not used", self.unexpected))
         return "; ".join([*parts, *self.adapted])
 
 
@@ -207,7 +204,7 @@ def load_backbone(
     Raises:
         DataNotFoundError: If there is no such file.
         CheckpointError: If the file is unreadable, holds pickled objects, or covers less than
-            ``minimum``; the model is unchanged then.
+            ``minimum`` or holds a tensor in another shape; the model is unchanged then.
     """
     path = Path(path)
     tensors = _tensors(_read(path), path)
@@ -219,22 +216,24 @@ def load_backbone(
         adapted = _changes(before, found)
     fitting = {k: v for k, v in found.items() if k in wanted and v.shape == wanted[k].shape}
     backbone = [k for k in wanted if not k.startswith(_TASK_PARTS)]
+    if different := [k for k in backbone if k in found and k not in fitting]:
+        shapes = [f"{k} {[*found[k].shape]}, not {[*wanted[k].shape]}" for k in different]
+        raise CheckpointError(
+            f"{path} is of another architecture: {_listed('it has', tuple(shapes))}"
+            f"{_advice(found, model)}"
+        )
     report = LoadReport(
         matched=sum(k in fitting for k in backbone),
         total=len(backbone),
         missing=tuple(k for k in backbone if k not in found),
-        mismatched=tuple(
-            f"{k} {tuple(found[k].shape)} != {tuple(wanted[k].shape)}"
-            for k in backbone
-            if k in found and k not in fitting
-        ),
         unexpected=tuple(k for k in found if k not in wanted),
         prefix=prefix,
         adapted=tuple(adapted),
     )
     if report.coverage < minimum:
         raise CheckpointError(
-            f"{path}: {report}; at least {minimum:.0%} must match{_advice(found, model)}"
+            f"{path}: {report}; at least {minimum:.0%} must match: take the file of this "
+            "architecture, or lower minimum"
         )
     model.load_state_dict(fitting, strict=False)
     return report
@@ -274,16 +273,17 @@ def _changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 
 def _advice(found: dict[str, Tensor], model: nn.Module) -> str:
-    """Which registered RoMA the file fits, if it is one of another width."""
-    weight = found.get("patch_embed.proj.weight")
-    if not isinstance(model, RoMA) or weight is None or weight.shape[0] == model.embed_dim:
+    """How to create the RoMA that the file fits."""
+    stem = found.get("patch_embed.proj.weight")
+    if not isinstance(model, RoMA) or stem is None:
         return ""
-    width = weight.shape[0]
+    width, bands, patch = stem.shape[:3]
     depth = len({key.split(".")[1] for key in found if key.startswith("blocks.")})
-    for name, size in SIZES.items():
-        if size == {"embed_dim": width, "depth": depth}:
-            return f"; the file fits roma_{name}_patch{weight.shape[-1]}"
-    return f"; the file fits roma_*_patch{weight.shape[-1]} with embed_dim={width}, depth={depth}"
+    options = {"embed_dim": width, "depth": depth, "in_chans": bands, "patch_size": patch}
+    name = next((n for n, s in SIZES.items() if s.items() <= options.items()), "tiny")
+    usual = {**SIZES[name], "in_chans": 3, "patch_size": 16}
+    changed = [f", {k}={v}" for k, v in options.items() if v != usual[k]]
+    return f"; it fits timm.create_model('roma_{name}_patch16'{''.join(changed)})"
 
 
 def save_safetensors(
@@ -379,7 +379,9 @@ def _read(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is no readable checkpoint ({reason}): copy it again") from error
+        raise CheckpointError(
+            f"{path} is no readable checkpoint ({reason}): copy it again"
+        ) from error
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:

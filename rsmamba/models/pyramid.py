@@ -1,7 +1,6 @@
-"""RoMA with the dense neck: features at strides 4, 8, 16 and 32 for decoders that need a pyramid."""
+"""RoMA with the dense neck: features at strides 4, 8, 16 and 32 for pyramid decoders."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from timm.layers import LayerNorm2d
@@ -53,14 +52,21 @@ class RoMAPyramid(RoMA):
     Args:
         neck_norm: Whether the 4x branch has its channel LayerNorm.
         **kwargs: Options of :class:`RoMA`.
+
+    Raises:
+        ConfigError: If the patch size is no multiple of 4.
     """
 
     def __init__(self, *, neck_norm: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.neck = neck_levels(self.embed_dim, neck_norm)
         # TorchGeo takes the last child for the head.
-        self.head = self._modules.pop("head")
+        head = self.head
+        del self.head
+        self.head = head
         patch = self.patch_embed.patch_size[0]
+        if patch % 4:
+            raise ConfigError(f"patch_size={patch}: a pyramid needs a multiple of 4")
         self.feature_info = [
             {"module": f"neck.{i}", "num_chs": self.embed_dim, "reduction": int(patch * factor)}
             for i, factor in enumerate(_FACTORS)
@@ -69,7 +75,7 @@ class RoMAPyramid(RoMA):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -85,7 +91,9 @@ class RoMAPyramid(RoMA):
             ConfigError: If tokens (``"NLC"``, prefix tokens) are asked for.
         """
         if output_fmt != "NCHW" or return_prefix_tokens:
-            raise ConfigError("the pyramid returns NCHW maps; for tokens take the plain roma_* model")
+            raise ConfigError(
+                "the pyramid returns NCHW maps; for tokens take the plain roma_* model"
+            )
         take, _ = feature_take_indices(len(self.feature_info), indices)
         tokens = self.forward_features(x)
         height, width = x.shape[-2:]
@@ -100,7 +108,7 @@ class RoMAPyramid(RoMA):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:

@@ -6,12 +6,10 @@ https://arxiv.org/abs/2312.00752) and SwiGLU; the class token stands in the midd
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from rsmamba_kernels.selective_scan import ClassToken, scan_index, selective_scan
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, PatchEmbed, SwiGLU, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsmamba.errors import ConfigError
+from rsmamba_kernels.selective_scan import ClassToken, scan_index, selective_scan
 
 # A list: @register_model appends the names of the variants.
 __all__ = ["RoMA"]
@@ -64,8 +63,12 @@ class DirectionalScan(nn.Module):
         index = scan_index(x.shape[1], self.order, grid, cls, x.device) if self.order else None
         if index is not None:
             x = x.index_select(1, index)
-        x = F.pad(x.transpose(1, 2), (_D_CONV - 1, 0))
-        x = self.conv1d(x).transpose(1, 2)
+        # As an image of one row in channels-last memory: no copies, and a backward pass that is
+        # several times faster on a CPU than conv1d's.
+        row = F.pad(x, (0, 0, _D_CONV - 1, 0)).transpose(1, 2).unsqueeze(2)
+        conv = self.conv1d
+        row = F.conv2d(row, conv.weight.unsqueeze(2), conv.bias, groups=conv.groups)
+        x = row.squeeze(2).transpose(1, 2)
         return x if index is None else torch.empty_like(x).index_copy(1, index, x)
 
     def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
@@ -186,13 +189,15 @@ class RoMA(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(embed_dim, directions, rate) for rate in rates)
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size}
             for i in range(depth)
         ]
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -234,9 +239,7 @@ class RoMA(nn.Module):
         like = self.pos_embed
         self.head = nn.Identity()
         if num_classes:
-            self.head = nn.Linear(
-                self.embed_dim, num_classes, device=like.device, dtype=like.dtype
-            )
+            self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
@@ -309,7 +312,7 @@ class RoMA(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -347,7 +350,7 @@ class RoMA(nn.Module):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:

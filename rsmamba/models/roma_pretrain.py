@@ -1,22 +1,21 @@
 """RoMA's autoregressive pretraining: predict each cluster of patches from the clusters before it.
 
-Wang et al., NeurIPS 2025, https://arxiv.org/abs/2503.10392, sections 3.2 (rotation-aware tokens) and
-3.3 (multi-scale prediction); the cluster order and the decoder follow ARM (Ren et al.,
-https://arxiv.org/abs/2406.07537).
+Wang et al., NeurIPS 2025, https://arxiv.org/abs/2503.10392: rotation-aware tokens and multi-scale
+prediction; the cluster order and the decoder follow ARM (Ren et al., "Autoregressive Pretraining
+with Mamba in Vision", https://arxiv.org/abs/2406.07537).
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from rsmamba.errors import ConfigError
-from rsmamba.models.roma import RoMA
+from rsmamba.models.roma import SIZES, RoMA
 
 __all__ = ["SCALES", "PretrainingOutput", "RoMAForPretraining", "sincos_table"]
 
@@ -152,26 +151,29 @@ class RoMAForPretraining(nn.Module):
         self.in_chans = in_chans
         height, width = to_2tuple(img_size)
         grid = self._grid(height, width)
-        sizes = {"embed_dim": embed_dim, "depth": depth}
-        encoder = timm.create_model(
-            architecture,
+        plain = {f"roma_{size}_patch16": options for size, options in SIZES.items()}
+        if architecture not in plain:
+            raise ConfigError(
+                f"architecture={architecture!r} is no plain RoMA: choose one of {', '.join(plain)}"
+            )
+        dim = embed_dim or plain[architecture]["embed_dim"]
+        blocks = depth or plain[architecture]["depth"]
+        encoder = RoMA(
             img_size=(height, width),
             patch_size=patch_size,
             in_chans=in_chans,
             num_classes=0,
             global_pool="",
+            embed_dim=dim,
+            depth=blocks,
             directions=1,
             class_token=False,
             drop_path_rate=drop_path_rate,
-            **{key: value for key, value in sizes.items() if value is not None},
         )
-        if type(encoder) is not RoMA:
-            raise ConfigError(f"architecture={architecture!r} is no plain RoMA: take a roma_*_patch16")
         # The taps have norms of their own; the backbone's last one starts afresh downstream.
         encoder.norm = nn.Identity()
         encoder.pos_embed.requires_grad_(False)
         self.encoder = encoder
-        dim, blocks = encoder.embed_dim, len(encoder.blocks)
         self.taps = sorted({math.ceil(blocks * sixths / 6) - 1 for sixths in _TAPS})
         self.tap_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in self.taps)
         self.angle_embed = nn.Parameter(torch.zeros(1, 1, dim))
@@ -214,8 +216,11 @@ class RoMAForPretraining(nn.Module):
         """Rows and columns of patches; refuses sizes that are no whole number of clusters."""
         unit = self.patch_size * self.cluster_size
         if height % unit or width % unit or min(height, width) < unit:
-            near = [unit * max(1, rounding(n / unit)) for n in (height, width)
-                    for rounding in (math.floor, math.ceil)]
+            near = [
+                unit * max(1, rounding(n / unit))
+                for n in (height, width)
+                for rounding in (math.floor, math.ceil)
+            ]
             raise ConfigError(
                 f"pretraining on {height} x {width} pixels: sides must be multiples of {unit} "
                 f"({self.cluster_size} patches of {self.patch_size}); next valid heights "
@@ -275,8 +280,8 @@ class RoMAForPretraining(nn.Module):
                 f"batch are {(len(image), *grid)}"
             )
         x = x + rotated_mask.flatten(1).unsqueeze(-1).to(x.dtype) * self.angle_embed.to(x.dtype)
-        x = self.to_clusters(x, grid)[:, : -self.cluster_size**2]
-        features = []
+        x = self.to_clusters(x, grid)[:, : -(self.cluster_size**2)]
+        features: list[Tensor] = []
         for i, block in enumerate(self.encoder.blocks):
             # One row: the scan follows the clusters, not the raster.
             x = self.encoder.run_block(block, x, (1, x.shape[1]))
@@ -327,7 +332,7 @@ class RoMAForPretraining(nn.Module):
         Returns:
             The fine loss, and the loss by cell side in :data:`SCALES`.
         """
-        error = (prediction.to(target.dtype) - target)
+        error = prediction.to(target.dtype) - target
         fine = error.square().mean()
         plane = self._image(error, grid)
         known = self._image(torch.ones_like(error[:1]), grid)[:, :1]

@@ -1,7 +1,7 @@
 """Scene classification: a linear probe on frozen features, or full fine-tuning."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import timm
 import torch
@@ -123,7 +123,7 @@ class SceneClassification(EpochMetrics, BaseTask):
             if self.weights is not None:
                 self.load_report = load_backbone(self.model, self.weights)
             return
-        self.head = LinearProbe(int(self.features.num_features), h["num_classes"])  # type: ignore[arg-type]
+        self.head = LinearProbe(cast(int, self.features.num_features), h["num_classes"])
         self.model = nn.Sequential(self.features, self.head)
 
     def configure_losses(self) -> None:
@@ -155,7 +155,7 @@ class SceneClassification(EpochMetrics, BaseTask):
         """Choose the L2 weight, then fit the head on all training features: one optimizer step."""
         features, labels = (torch.cat(part) for part in zip(*self._train_features, strict=True))
         l2 = select_l2(features, labels, self.hparams["num_classes"], self.hparams["l2_grid"])
-        self.head.fit(features, labels, l2, self.optimizers())  # type: ignore[arg-type]
+        self.head.fit(features, labels, l2, cast(torch.optim.Optimizer, self.optimizers()))
         self.log("probe_l2", l2)
         self._train_features.clear()
 

@@ -55,7 +55,7 @@ class BackboneFeatures(nn.Module):
     ) -> None:
         super().__init__()
         check_backbone_name(architecture)
-        self.backbone = timm.create_model(
+        self.backbone: Any = timm.create_model(
             architecture, num_classes=0, in_chans=in_channels, **(model_kwargs or {})
         )
         if readout == "token" and not getattr(self.backbone, "num_prefix_tokens", 0):
@@ -66,7 +66,8 @@ class BackboneFeatures(nn.Module):
         if weights is not None:
             self.load_report = load_backbone(self.backbone, weights)
         self.requires_grad_(False)
-        channels = [stage["num_chs"] for stage in self.backbone.feature_info][-layers:]
+        stages: Any = self.backbone.feature_info
+        channels = [stage["num_chs"] for stage in stages][-layers:]
         self.num_features = sum(channels) * (2 if readout == "mean_std" else 1)
 
     def train(self, mode: bool = True) -> "BackboneFeatures":

@@ -1,6 +1,7 @@
 """Multiclass metrics under TorchGeo's names, shared by classification and segmentation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from torchmetrics import MetricCollection
@@ -27,7 +28,7 @@ def multiclass_metrics(
         ``AverageF1Score``, ``AverageJaccardIndex``, ``ClasswiseF1Score_<label>``,
         ``ClasswiseJaccardIndex_<label>``.
     """
-    common = {"num_classes": num_classes, "ignore_index": ignore_index}
+    common: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index}
     names = None if labels is None else list(labels)
     return MetricCollection(
         {

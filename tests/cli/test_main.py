@@ -5,7 +5,7 @@ from rsmamba.errors import DataNotFoundError
 
 
 def one_line(capsys):
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert len(err.strip().splitlines()) == 1, err
     assert "Traceback" not in err
     return err

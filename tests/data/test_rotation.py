@@ -55,7 +55,7 @@ def test_information_is_the_entropy_of_the_patterns_in_each_patch(tolerance):
     found = patch_information(images, 8, tolerance)
     assert found.shape == (2, 2, 3)
     for image, scores in zip(images[:, 0], found, strict=True):
-        margin = tolerance * image.std().item()
+        margin = tolerance * image.std(correction=0).item()
         expected = naive_entropy(image.numpy(), 8, np.float32(margin))
         np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
 

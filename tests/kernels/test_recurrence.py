@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from rsmamba_kernels import recurrence
 from rsmamba_kernels.recurrence import linear_recurrence
 

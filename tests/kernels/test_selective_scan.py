@@ -125,10 +125,19 @@ def test_a_scan_in_another_order_is_another_function():
 
 
 def test_the_class_token_stands_in_slot_half_of_the_patches():
-    """Also on odd grids, where the published mixer and classifier disagree (4 against 5 of 9)."""
-    index = scan_index(10, 2, (3, 3), "middle")
-    assert index.tolist() == [0, 3, 7, 1, 4, 5, 8, 2, 6, 9]
-    assert scan_index(10, 3, (3, 3), "middle").tolist() == index.tolist()[::-1]
+    assert scan_index(7, 2, (2, 3), "middle").tolist() == [0, 4, 1, 3, 5, 2, 6]
+    assert scan_index(7, 3, (2, 3), "middle").tolist() == [6, 2, 5, 3, 1, 4, 0]
+
+
+@pytest.mark.parametrize("side", [3, 5, 15])
+def test_on_odd_squares_the_published_mixers_slot_gives_the_same_order(side):
+    """It looks one slot after ours, but the centre patch stays in the centre when transposed."""
+    length = side * side + 1
+    index, slot = list(range(length)), length // 2
+    patches = torch.tensor(index[:slot] + index[slot + 1 :]).view(side, side).t().flatten().tolist()
+    published = [*patches[:slot], slot, *patches[slot:]]
+    assert slot != (side * side) // 2
+    assert scan_index(length, 2, (side, side), "middle").tolist() == published
 
 
 @pytest.mark.parametrize("order", [0, 3])

@@ -30,7 +30,7 @@ def tiny(name="roma_tiny_patch16", **options):
 
 
 def mixer_value(key, shape, prefix):
-    """The recipe, but the recorded mixers' rates and skips fell to its last rule (no dot in them)."""
+    """The recipe; the recorded mixers' rates and skips, without a dot, fell to its last rule."""
     if "." in key:
         return torch.from_numpy(fill(key, shape, prefix))
     fan = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
@@ -64,7 +64,7 @@ def run_mixer(case):
     return mixer, keys, x, y
 
 
-@pytest.mark.parametrize("case", [c for c in MIXERS.meta["cases"] if "odd" not in c])
+@pytest.mark.parametrize("case", MIXERS.meta["cases"])
 def test_mixers_equal_the_golden_values_and_gradients(case):
     mixer, keys, x, y = run_mixer(case)
     MIXERS.assert_close(f"{case}.out", y)
@@ -74,29 +74,6 @@ def test_mixers_equal_the_golden_values_and_gradients(case):
     assert len(compared) == len(gradients)
     for name in compared:
         MIXERS.assert_close(name, gradients[name.removeprefix(f"{case}.grad.")])
-
-
-def test_odd_grids_keep_the_class_token_in_the_classifiers_slot(monkeypatch):
-    """The published mixer looks for it one slot later than the published classifier puts it."""
-    case = "v3_L10_d8_oddgrid"
-    with pytest.raises(AssertionError, match=case):
-        MIXERS.assert_close(f"{case}.out", run_mixer(case)[3])
-
-    def published_slot(length, order, grid=None, cls="none", device=None):
-        index = torch.arange(length)
-        if order >= 2:
-            slot = length // 2
-            rest = torch.cat([index[:slot], index[slot + 1 :]]).view(grid).t().flatten()
-            index = torch.cat([rest[:slot], index[slot : slot + 1], rest[slot:]])
-        return index.flip(0) if order % 2 else index
-
-    from rsmamba_kernels.selective_scan import reference
-
-    monkeypatch.setattr(roma_module, "scan_index", published_slot)
-    monkeypatch.setattr(reference, "scan_index", published_slot)
-    mixer, keys, x, y = run_mixer(case)
-    MIXERS.assert_close(f"{case}.out", y)
-    MIXERS.assert_close(f"{case}.grad.x", x.grad)
 
 
 def check_classifier(name, dtype):
@@ -436,7 +413,9 @@ def test_the_pyramid_takes_a_plain_models_weights_and_classifies_like_it():
     torch.testing.assert_close(pyramid(x), plain(x))
 
 
-def test_the_pyramid_refuses_tokens():
+def test_the_pyramid_refuses_tokens_and_patches_that_it_cannot_quarter():
+    with pytest.raises(ConfigError, match="patch_size=14"):
+        tiny("roma_tiny_patch16_pyramid", patch_size=14)
     with pytest.raises(ConfigError, match="NCHW"):
         tiny("roma_tiny_patch16_pyramid").forward_intermediates(
             torch.zeros(1, 3, 64, 64), return_prefix_tokens=True

@@ -24,7 +24,8 @@ def test_mean_and_deviation_are_those_of_the_last_layers_tokens():
         image, indices=2, norm=True, intermediates_only=True
     )
     flat = [m.flatten(2) for m in maps]
-    expected = torch.cat([*(f.mean(2) for f in flat), *(f.var(2, correction=0).sqrt() for f in flat)], 1)
+    deviations = [f.var(2, correction=0).sqrt() for f in flat]
+    expected = torch.cat([*(f.mean(2) for f in flat), *deviations], 1)
     features = extractor(image)
     assert features.shape == (3, extractor.num_features) == (3, 128)
     torch.testing.assert_close(features, expected)

@@ -8,6 +8,10 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__)
+#define RSM_X86 1  // the units for AVX2 and AVX-512 are there as well
+#endif
+
 namespace rsm {
 
 // Raised with every change of a structure below; ../cpu.py refuses a library of another version.

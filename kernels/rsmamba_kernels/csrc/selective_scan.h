@@ -54,6 +54,10 @@ struct Block {
     V row(const Rows& from, int64_t t) const {
         return load_part(from.data + b * from.batch + t * from.row + channel, count);
     }
+    // Rows lie too far apart for the processor to fetch ahead by itself.
+    void fetch(const Rows& from, int64_t t) const {
+        __builtin_prefetch(from.data + b * from.batch + t * from.row + channel, 0, 2);
+    }
     template <int N>
     V decay(const ScanArgs& a, int n) const {
         V x = {};
@@ -80,15 +84,20 @@ RSM_INLINE void advance(int64_t steps, const V* delta, const V* drive, const flo
 }
 
 template <int N>
-static void forward_block(const ScanArgs& a, const Block& block, const int32_t* index,
-                          const float* B, const float* C, V* delta, V* drive, V* y) {
+static void forward_block(const ScanArgs& a, const Block& block, const Block& next,
+                          const int32_t* index, const float* B, const float* C, V* delta, V* drive, V* y) {
     constexpr int NB = N < kForwardStates ? N : kForwardStates;
     V states[N] = {}, decay[N];
     for (int n = 0; n < N; ++n) decay[n] = block.decay<N>(a, n) * kLog2E;
     for (int64_t start = 0; start < a.length; start += kSteps) {
         const int64_t steps = smaller(kSteps, a.length - start);
+        const bool last = start + kSteps >= a.length;
         for (int64_t t = 0; t < steps; ++t) {
+            // What the next chunk reads arrives while this one computes.
             const int64_t row = index[start + t];
+            const int64_t ahead = index[last ? t : smaller(start + kSteps + t, a.length - 1)];
+            (last ? next : block).fetch(a.u, ahead);
+            (last ? next : block).fetch(a.dt, ahead);
             const V u = block.row(a.u, row), raw = block.row(a.dt, row) + block.bias;
             delta[t] = block.softplus ? softplus(raw, nullptr) : raw;
             drive[t] = delta[t] * u;
@@ -123,7 +132,8 @@ static int scan_forward(const ScanArgs& a, int64_t begin, int64_t end) {
         }
         const int64_t last = smaller(first + kScanGroup, a.channels);
         for (int64_t channel = first; channel < last; channel += VL)
-            forward_block<N>(a, Block(a, b, channel), index, B, C, delta, drive, y);
+            forward_block<N>(a, Block(a, b, channel), Block(a, b, smaller(channel + VL, a.channels - 1)),
+                             index, B, C, delta, drive, y);
     }
     return 0;
 }
@@ -213,8 +223,8 @@ RSM_INLINE void retrace(const Tape<N>& tape, int n, const V* A, V* dA) {
 }
 
 template <int N>
-static void backward_block(const ScanArgs& a, const Block& block, const int32_t* index,
-                           const Tape<N>& tape) {
+static void backward_block(const ScanArgs& a, const Block& block, const Block& next,
+                           const int32_t* index, const Tape<N>& tape) {
     constexpr int NB = N < kBackwardStates ? N : kBackwardStates;
     for (int64_t t = 0; t < tape.steps; ++t) {
         V delta = {}, u = {}, dy = {}, slope = splat(1.f);
@@ -232,6 +242,11 @@ static void backward_block(const ScanArgs& a, const Block& block, const int32_t*
     for (int n = 0; n < N; n += NB) {
         recompute<N, NB>(tape, n, A + n);
         retrace<N, NB>(tape, n, A + n, dA + n);
+        for (int64_t t = a.length * n / N; t < a.length * (n + NB) / N; ++t) {
+            next.fetch(a.u, index[t]);
+            next.fetch(a.dt, index[t]);
+            next.fetch(a.dy, index[t]);
+        }
     }
     V dD = {}, dbias = {};
     for (int64_t t = 0; t < a.length; ++t) {
@@ -271,7 +286,8 @@ static int scan_backward(const ScanArgs& a, int64_t begin, int64_t end) {
         memset(tape.dC, 0, sizeof(float) * steps * N);
         const int64_t last = smaller(first + kScanGroup, a.channels);
         for (int64_t channel = first; channel < last; channel += VL)
-            backward_block<N>(a, Block(a, b, channel), index, tape);
+            backward_block<N>(a, Block(a, b, channel), Block(a, b, smaller(channel + VL, a.channels - 1)),
+                             index, tape);
         const int64_t base = (group * a.batch + b) * a.length;
         for (int64_t t = 0; t < a.length; ++t)
             for (int n = 0; n < N; ++n) {

@@ -11,7 +11,7 @@
 namespace rsm {
 namespace RSM_ISA {
 
-constexpr int64_t kMargin = 5, kTile = 32, kPlane = kTile + 2 * kMargin;
+constexpr int64_t kMargin = 5, kTile = 64, kPlane = kTile + 2 * kMargin;
 
 // The order of the taps; ../state_fusion/cpu.py folds the kernels in the same one.
 constexpr int kTapRow[kTaps] = {-5, -5, -5, -3, -3, -3, -1, -1, -1, 0, 0, 0, 0,
@@ -39,8 +39,12 @@ struct Pixels {  // VL channels of one tensor of one image
     Pixels(const FusionArgs& a, const Rows& rows, int64_t b, int64_t channel, int count_)
         : data(rows.data + b * rows.batch + channel), pixel(rows.row), width(a.width),
           count(count_) {}
-    // Pixels lie a whole row of channels apart, too far for the processor to fetch ahead by itself.
     V operator()(int64_t i, int64_t j) const {
+        return load_part(data + (i * width + j) * pixel, count);
+    }
+    // At the first touch: pixels lie a whole row of channels apart, too far for the processor to
+    // fetch ahead by itself.
+    V first(int64_t i, int64_t j) const {
         const float* at = data + (i * width + j) * pixel;
         __builtin_prefetch(at + kAhead * pixel);
         return load_part(at, count);
@@ -55,7 +59,7 @@ static void copy_padded(const FusionArgs& a, const Tile& tile, const Pixels& fro
     for (int64_t i = tile.top - kMargin; i < tile.bottom + kMargin; ++i)
         for (int64_t j = tile.left - kMargin; j < tile.right + kMargin; ++j) {
             const int64_t row = clamp(i, a.height), column = clamp(j, a.width);
-            *plane++ = zeros && (row != i || column != j) ? V{} : from(row, column);
+            *plane++ = zeros && (row != i || column != j) ? V{} : from.first(row, column);
         }
 }
 
@@ -65,7 +69,7 @@ static void copy_gradient(const FusionArgs& a, const Tile& tile, const Pixels& d
     for (int64_t i = tile.top - kMargin; i < tile.bottom + kMargin; ++i)
         for (int64_t j = tile.left - kMargin; j < tile.right + kMargin; ++j) {
             const bool inside = i >= 0 && i < a.height && j >= 0 && j < a.width;
-            *plane++ = inside ? dy(i, j) * C[(i * a.width + j) * a.C.row] : V{};
+            *plane++ = inside ? dy.first(i, j) * C[(i * a.width + j) * a.C.row] : V{};
         }
 }
 
@@ -180,7 +184,7 @@ static void fusion_forward(const FusionArgs& a, const Tile& tile, const FusionBl
     float* y = a.y + tile.b * a.height * a.width * a.channels + block.channel;
     convolve_tile<1>(tile, plane, block.taps, [&](int64_t i, int64_t j, V fused) {
         const int64_t p = i * a.width + j;
-        store_part(y + p * a.channels, fused * C[p * a.C.row] + block.D * x(i, j), block.count);
+        store_part(y + p * a.channels, fused * C[p * a.C.row] + block.D * x.first(i, j), block.count);
     });
 }
 
@@ -200,7 +204,7 @@ static void fusion_backward(const FusionArgs& a, const Tile& tile, const FusionB
         const int64_t p = i * a.width + j;
         const V g = dy(i, j);
         dC[p] += sum(g * fused);
-        sums.D += g * x(i, j);
+        sums.D += g * x.first(i, j);
         store_part(a.dx + image + p * a.channels, g * block.D, block.count);
     });
     float* dh = a.dh + image;

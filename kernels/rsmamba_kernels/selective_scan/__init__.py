@@ -57,7 +57,8 @@ def selective_scan(
         grid: (H, W) of the tokens; needed for orders 2 and 3.
         cls: Slot of a class token among the H * W patches: ``"none"``, ``"middle"`` (slot
             ``H * W // 2``) or ``"first"``. Along columns it keeps its slot.
-        backend: ``"reference"``, ``"cpu"``, ``"auto"``, or None for ``RSMAMBA_KERNELS`` and then automatic.
+        backend: ``"reference"``, ``"cpu"`` or ``"auto"``; None asks ``RSMAMBA_KERNELS``, then
+            decides alone.
 
     Returns:
         (B, L, D) in ``u.dtype``; 16-bit inputs are computed with a float32 state.

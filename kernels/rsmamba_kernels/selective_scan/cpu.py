@@ -60,7 +60,9 @@ def selective_scan_cpu(
         )
     _check_shapes(*tensors)
     path = _path(u.shape[1], order, None if grid is None else tuple(grid), cls)
-    y: Tensor = _SelectiveScan.apply(*(t if t is None else t.float() for t in tensors), softplus, path)
+    y: Tensor = _SelectiveScan.apply(
+        *(t if t is None else t.float() for t in tensors), softplus, path
+    )
     return y.to(u.dtype)
 
 
@@ -125,7 +127,10 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        u, _, A, _, _, D, bias = ctx.saved_tensors
+        # Read once: gradient checkpointing hands the saved tensors out a single time.
+        saved = ctx.saved_tensors
+        softplus, path = ctx.options
+        u, _, A, _, _, D, bias = saved
         (batch, length, channels), states = u.shape, A.shape[1]
         groups = cpu.groups(channels, cpu.SCAN_GROUP)
         out = {
@@ -137,7 +142,7 @@ class _SelectiveScan(torch.autograd.Function):
             "dB": torch.empty(groups, batch, length, states),
             "dC": torch.empty(groups, batch, length, states),
         }
-        _run(Operation.SCAN_BACKWARD, ctx.saved_tensors, *ctx.options, out, dy)
+        _run(Operation.SCAN_BACKWARD, saved, softplus, path, out, dy)
         for name in ("dA", "dB", "dC", "dD", "dbias"):
             out[name] = cpu.add_in_order(out[name])
         return (
