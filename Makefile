@@ -1,7 +1,7 @@
 # Two commands are all that a newcomer needs: `make demo` and `make test`.
 # Each sets up .venv by itself and does nothing twice.
 
-PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3 python; do \
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' \
 	>/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
@@ -15,11 +15,12 @@ DEMO ?= demo
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/rsmamba_kernels/csrc/*)
 	@test -n "$(PYTHON)" || { echo "rsmamba needs Python >= 3.12, which was not found on the PATH."; \
 	echo "Install it (apt install python3.12 python3.12-venv, pyenv install 3.12, or uv python install 3.12)"; \
 	echo "or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv --help >/dev/null 2>&1 || { echo "$(PYTHON) lacks the venv module: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "$(PYTHON) lacks the venv module: install it (apt install python3-venv)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing rsmamba and its dependencies into $(VENV) (once, a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

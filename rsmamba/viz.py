@@ -77,7 +77,7 @@ def map_preview(
         names = tuple(classes or class_names(source))
         crs, metres = source.crs, _metres_per_pixel(source)
         scale = (source.width / shape[1], source.height / shape[0])
-        transform = source.transform * Affine.scale(*scale)
+        transform = source.transform @ Affine.scale(*scale)
     with rasterio.open(scene) as source:
         image = source.read(out_shape=(source.count, *shape), resampling=Resampling.average)
         valid = source.dataset_mask(out_shape=shape) > 0

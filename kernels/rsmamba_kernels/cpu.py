@@ -7,6 +7,7 @@ lock while they run, so Python threads are all that is needed.
 
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import sys
@@ -213,7 +214,7 @@ def run(operation: Operation, args: ctypes.Structure, units: int, work: int) -> 
     threads = min(torch.get_num_threads(), os.cpu_count() or 1, units) if work > _SMALL else 1
     pieces = min(units, threads * _RANGES) if threads > 1 else 1
     ends = [units * i // pieces for i in range(pieces + 1)]
-    ranges = deque(zip(ends[:-1], ends[1:], strict=True))
+    ranges = deque(itertools.pairwise(ends))
     codes: list[int] = []
 
     def drain() -> None:

@@ -13,8 +13,8 @@ CLASS_NODATA = 255
 # because class 0 is the background more often than not.
 _OKABE_ITO = (
     "#999999",
-    "#d55e00",
     "#0072b2",
+    "#d55e00",
     "#009e73",
     "#e69f00",
     "#56b4e9",

@@ -126,8 +126,11 @@ def measure(case: Case, isas: list[str], repeats: int) -> None:
             def both(run: Call = differentiable, gradient: Tensor = gradient) -> None:
                 torch.autograd.grad(run(), case.inputs, gradient)
 
+            # Each form once without a watch: the one before it left its own data in the caches.
             with torch.no_grad():
+                forward()
                 times[name][0].append(milliseconds(forward))
+            both()
             times[name][1].append(milliseconds(both))
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     print(f"\n{case.name}, {threads} thread(s), load {load:.1f}")

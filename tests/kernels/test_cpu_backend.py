@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from rsmamba_kernels import BackendError, cpu, selective_scan, state_fusion, state_scan, status
 
@@ -182,7 +183,7 @@ class TestSelectiveScan:
 
     def test_wrong_orders_and_grids_are_refused(self):
         for options in ({"order": 4}, {"order": 2}, {"grid": (3, 3)}):
-            with pytest.raises(ValueError, match="order|tokens"):
+            with pytest.raises(ValueError, match=r"order|tokens"):
                 selective_scan(**scan_inputs(), **options, backend="cpu")
 
 
@@ -294,6 +295,17 @@ class TestEveryOperator:
         # Room for small parameters in another arrangement.
         assert sum(t.numel() for t in kept.values()) <= 1.3 * budget
 
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_gradient_checkpointing_gives_the_same_gradients(self, operator, make, reentrant):
+        def call(*tensors):
+            return operator(**dict(zip(inputs, tensors, strict=True)), backend="cpu")
+
+        inputs = {name: t.requires_grad_() for name, t in make().items()}
+        y = checkpoint(call, *inputs.values(), use_reentrant=reentrant)
+        y.sum().backward()
+        wanted = torch.autograd.grad(call(*inputs.values()).sum(), list(inputs.values()))
+        assert all(torch.equal(t.grad, g) for t, g in zip(inputs.values(), wanted, strict=True))
+
     def test_a_second_derivative_is_refused(self, operator, make):
         inputs = {name: t.requires_grad_() for name, t in make().items()}
         y = operator(**inputs, backend="cpu")
@@ -315,7 +327,7 @@ class TestEveryOperator:
             compiled = torch.compile(operator, backend="eager", fullgraph=True)
             typed = {name: t.to(dtype) for name, t in inputs.items()}
             torch.testing.assert_close(compiled(**typed), operator(**typed), rtol=1e-4, atol=1e-4)
-        with pytest.raises(BackendError, match="float32, not in torch.float64"):
+        with pytest.raises(BackendError, match=r"float32, not in torch\.float64"):
             operator(**{name: t.double() for name, t in inputs.items()}, backend="cpu")
 
 

@@ -85,7 +85,8 @@ RSM_INLINE void advance(int64_t steps, const V* delta, const V* drive, const flo
 
 template <int N>
 static void forward_block(const ScanArgs& a, const Block& block, const Block& next,
-                          const int32_t* index, const float* B, const float* C, V* delta, V* drive, V* y) {
+                          const int32_t* index, const float* B, const float* C, V* delta,
+                          V* drive, V* y) {
     constexpr int NB = N < kForwardStates ? N : kForwardStates;
     V states[N] = {}, decay[N];
     for (int n = 0; n < N; ++n) decay[n] = block.decay<N>(a, n) * kLog2E;
@@ -93,11 +94,12 @@ static void forward_block(const ScanArgs& a, const Block& block, const Block& ne
         const int64_t steps = smaller(kSteps, a.length - start);
         const bool last = start + kSteps >= a.length;
         for (int64_t t = 0; t < steps; ++t) {
-            // What the next chunk reads arrives while this one computes.
+            // What the next chunk reads and this one writes arrives while this one computes.
             const int64_t row = index[start + t];
             const int64_t ahead = index[last ? t : smaller(start + kSteps + t, a.length - 1)];
             (last ? next : block).fetch(a.u, ahead);
             (last ? next : block).fetch(a.dt, ahead);
+            __builtin_prefetch(a.y + (block.b * a.length + row) * a.channels + block.channel, 1);
             const V u = block.row(a.u, row), raw = block.row(a.dt, row) + block.bias;
             delta[t] = block.softplus ? softplus(raw, nullptr) : raw;
             drive[t] = delta[t] * u;
@@ -131,9 +133,10 @@ static int scan_forward(const ScanArgs& a, int64_t begin, int64_t end) {
             gathered = b;
         }
         const int64_t last = smaller(first + kScanGroup, a.channels);
-        for (int64_t channel = first; channel < last; channel += VL)
-            forward_block<N>(a, Block(a, b, channel), Block(a, b, smaller(channel + VL, a.channels - 1)),
-                             index, B, C, delta, drive, y);
+        for (int64_t channel = first; channel < last; channel += VL) {
+            const Block block(a, b, channel), next(a, b, smaller(channel + VL, a.channels - 1));
+            forward_block<N>(a, block, next, index, B, C, delta, drive, y);
+        }
     }
     return 0;
 }
@@ -177,7 +180,8 @@ RSM_INLINE void recompute(const Tape<N>& tape, int n, const V* A) {
 }
 
 // Back in time, with g the gradient of a state and q = decay * (state before):
-// g = C dy + (decay g of the step after), dB = sum_d g drive, dC = sum_d dy h, dA = sum_t delta g q.
+// g = C dy + (decay g of the step after),
+// dB = sum_d g drive, dC = sum_d dy h, dA = sum_t delta g q.
 template <int N, int NB>
 RSM_INLINE void retrace(const Tape<N>& tape, int n, const V* A, V* dA) {
     V carried[NB] = {}, a[NB], da[NB] = {};
@@ -242,6 +246,7 @@ static void backward_block(const ScanArgs& a, const Block& block, const Block& n
     for (int n = 0; n < N; n += NB) {
         recompute<N, NB>(tape, n, A + n);
         retrace<N, NB>(tape, n, A + n, dA + n);
+        // Meanwhile a share of what the next block reads comes closer.
         for (int64_t t = a.length * n / N; t < a.length * (n + NB) / N; ++t) {
             next.fetch(a.u, index[t]);
             next.fetch(a.dt, index[t]);
@@ -285,9 +290,10 @@ static int scan_backward(const ScanArgs& a, int64_t begin, int64_t end) {
         memset(tape.dB, 0, sizeof(float) * steps * N);
         memset(tape.dC, 0, sizeof(float) * steps * N);
         const int64_t last = smaller(first + kScanGroup, a.channels);
-        for (int64_t channel = first; channel < last; channel += VL)
-            backward_block<N>(a, Block(a, b, channel), Block(a, b, smaller(channel + VL, a.channels - 1)),
-                             index, tape);
+        for (int64_t channel = first; channel < last; channel += VL) {
+            const Block block(a, b, channel), next(a, b, smaller(channel + VL, a.channels - 1));
+            backward_block<N>(a, block, next, index, tape);
+        }
         const int64_t base = (group * a.batch + b) * a.length;
         for (int64_t t = 0; t < a.length; ++t)
             for (int n = 0; n < N; ++n) {

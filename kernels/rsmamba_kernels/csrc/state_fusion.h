@@ -1,8 +1,8 @@
 // y = C * F(h) + D * x, with F three dilated depthwise 3x3 kernels folded to 25 distinct taps.
 //
-// VL channels of a tile are copied with their margin (replicated or zero) to scratch, where the taps
-// need no bounds. The gradient of h runs the flipped taps over a zero-padded gradient; what the
-// replicated margin received is added to the border pixels afterwards.
+// VL channels of a tile are copied with their margin (replicated or zero) to scratch, where the
+// taps need no bounds. The gradient of h runs the flipped taps over a zero-padded gradient; what
+// the replicated margin received is added to the border pixels afterwards.
 #pragma once
 
 #include "abi.h"
@@ -184,7 +184,8 @@ static void fusion_forward(const FusionArgs& a, const Tile& tile, const FusionBl
     float* y = a.y + tile.b * a.height * a.width * a.channels + block.channel;
     convolve_tile<1>(tile, plane, block.taps, [&](int64_t i, int64_t j, V fused) {
         const int64_t p = i * a.width + j;
-        store_part(y + p * a.channels, fused * C[p * a.C.row] + block.D * x.first(i, j), block.count);
+        const V value = fused * C[p * a.C.row] + block.D * x.first(i, j);
+        store_part(y + p * a.channels, value, block.count);
     });
 }
 

@@ -101,7 +101,9 @@ class _StateFusion(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        h, _, C, _, kernels, alpha = ctx.saved_tensors
+        # Read once: gradient checkpointing hands the saved tensors out a single time.
+        saved = ctx.saved_tensors
+        h, _, C, _, kernels, alpha = saved
         batch, height, width, channels = h.shape
         groups = cpu.groups(channels, cpu.FUSION_GROUP)
         out = {
@@ -111,7 +113,7 @@ class _StateFusion(torch.autograd.Function):
             "dtaps": torch.empty(batch, len(_TAPS), channels),
             "dD": torch.empty(batch, channels),
         }
-        _run(Operation.FUSION_BACKWARD, ctx.saved_tensors, ctx.zeros, out, dy)
+        _run(Operation.FUSION_BACKWARD, saved, ctx.zeros, out, dy)
         dkernels, dalpha = _unfold(cpu.add_in_order(out["dtaps"]), kernels, alpha)
         return (
             out["dh"],
