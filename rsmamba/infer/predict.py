@@ -1,19 +1,17 @@
 """Models as functions from raw pixels to class scores."""
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rsmamba.errors import CheckpointError, ConfigError, DataNotFoundError, SpecError
-from rsmamba.spec import SPEC_KEY, ModelSpec
+from rsmamba.models.checkpoints import read_checkpoint
+from rsmamba.spec import ModelSpec
 
 #: Packages from which a checkpoint may name its class. Checked before anything is imported.
 TRUSTED_PACKAGES = ("rsmamba", "torchgeo")
@@ -202,7 +200,7 @@ def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, Mod
     """The task of a checkpoint, with its weights, and its spec."""
     if not path.is_file():
         raise DataNotFoundError(f"no such checkpoint: {path}")
-    state, text = (_safetensors if path.suffix == ".safetensors" else _lightning)(path)
+    state, text = read_checkpoint(path)
     if spec is None:
         if text is None:
             raise CheckpointError(
@@ -221,35 +219,6 @@ def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, Mod
             f"the weights in {path} do not fit {spec.task_class}: {_first_mismatches(error)}"
         ) from error
     return task, spec
-
-
-def _lightning(path: Path) -> tuple[Mapping[str, Tensor], str | None]:
-    """State dict and spec text of a Lightning checkpoint; runs no code of the file."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it holds {named[1]}" if named else "it is damaged or no PyTorch file"
-        raise CheckpointError(
-            f"{path} is not a plain weights file ({found}): nothing was loaded"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a PyTorch checkpoint: {_first_line(error)}"
-        ) from error
-    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
-        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict")
-    return checkpoint["state_dict"], checkpoint.get(SPEC_KEY)
-
-
-def _safetensors(path: Path) -> tuple[Mapping[str, Tensor], str | None]:
-    """State dict and spec text of a safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
-            return state, (file.metadata() or {}).get(SPEC_KEY)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _build_task(path: Path, spec: ModelSpec) -> nn.Module:

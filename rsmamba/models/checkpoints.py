@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from rsmamba.errors import (
     CheckpointError,
     ConfigError,
     DataNotFoundError,
-    OutputNotWritableError,
     SpecError,
 )
+from rsmamba.files import atomic_path, check_output
 from rsmamba.models.roma import SIZES, RoMA, adapt_state_dict
 from rsmamba.models.spatial_mamba import convert_state_dict
 from rsmamba.spec import SPEC_KEY, ModelSpec
@@ -301,29 +300,12 @@ def save_safetensors(
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     # safetensors refuses views and tensors that share memory.
     own = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     metadata = {"format": "pt"} | ({SPEC_KEY: spec.to_json()} if spec is not None else {})
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise OutputNotWritableError(
-            f"cannot write in {path.parent} ({error.strerror}): give a folder that exists and "
-            "is writable"
-        ) from error
-    temporary = Path(name)
-    try:
+    with atomic_path(check_output(Path(path), overwrite=True)) as temporary:
         save_file(own, temporary, metadata=metadata)
-        # mkstemp makes the file private; a finished one follows the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
@@ -335,11 +317,7 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
         SpecError: If it has no spec or an invalid one.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        text = _metadata(path).get(SPEC_KEY)
-    else:
-        content = _read(path)
-        text = content.get(SPEC_KEY) if isinstance(content, dict) else None
+    text = _spec_text(path, _read(path))
     if not isinstance(text, str):
         raise SpecError(f"{path} carries no model spec: give one with --spec FILE")
     return ModelSpec.from_json(text)
@@ -373,15 +351,44 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it holds {named[1]}" if named else "it is damaged or no PyTorch file"
         raise CheckpointError(
-            f"{path} holds pickled objects beside tensors, or is damaged, and is not read: save "
-            "its state dict alone, or convert it with rsmamba convert"
+            f"{path} is not a plain weights file ({found}) and nothing was loaded: "
+            "save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} is no readable checkpoint ({reason}): copy it again"
         ) from error
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str | None]:
+    """Weights and ModelSpec text of a ``.ckpt``, ``.pth`` or ``.safetensors`` file.
+
+    Runs no code of the file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state dict, and the spec's JSON text if the file carries one.
+
+    Raises:
+        DataNotFoundError: If there is no such file.
+        CheckpointError: If it is unreadable, holds pickled objects, or no state dict.
+    """
+    path = Path(path)
+    content = _read(path)
+    return _tensors(content, path), _spec_text(path, content)
+
+
+def _spec_text(path: Path, content: Any) -> str | None:
+    """The spec's JSON in a safetensors file's metadata, or under its key in a checkpoint."""
+    if path.suffix == ".safetensors":
+        return _metadata(path).get(SPEC_KEY)
+    return content.get(SPEC_KEY) if isinstance(content, dict) else None
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
