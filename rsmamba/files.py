@@ -25,6 +25,8 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
     """
     path = Path(path)
     folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise OutputNotWritableError(f"cannot write {path}: {folder} is a file, not a folder")
     if not folder.is_dir():
         raise OutputNotWritableError(f"cannot write {path}: create its folder {folder} first")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -73,8 +73,8 @@ def map_preview(
     with rasterio.open(class_map) as source:
         shape = _preview_shape(source.height, source.width)
         predicted = source.read(1, out_shape=shape, resampling=Resampling.nearest)
-        nodata = source.nodata
         names = tuple(classes or class_names(source))
+        nodata, colours = source.nodata, _colours(source, len(names))
         crs, metres = source.crs, _metres_per_pixel(source)
         scale = (source.width / shape[1], source.height / shape[0])
         transform = source.transform @ Affine.scale(*scale)
@@ -89,7 +89,7 @@ def map_preview(
     figure = Figure(figsize=(4.2 * len(panels), min(height, 12) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    colours = palette(len(names))
+    colours = colours or palette(len(names))
     picture = stretch(image, valid)
     for axis, (name, classes_here) in zip(axes, panels, strict=True):
         axis.imshow(picture)
@@ -119,6 +119,15 @@ def map_preview(
     if title:
         figure.suptitle(title)
     return save(figure, out)
+
+
+def _colours(source: Any, count: int) -> list[str]:
+    """``#rrggbb`` per class from the map's colour table; empty if it has none."""
+    try:
+        table = source.colormap(1)
+    except ValueError:  # rasterio: no colour table
+        return []
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in (table[i] for i in range(count))]
 
 
 def save(figure: Figure, out: str | Path) -> Path:

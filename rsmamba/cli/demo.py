@@ -1,10 +1,12 @@
 """The main job, end to end, on the shipped imagery: pretrain, probe, fine-tune, map.
 
-Every step is a verb with a shipped recipe: what this file runs, a user can type.
+Every figure comes from a verb with a shipped recipe, and each command is printed: what this file
+runs, a user can type. The preview is :func:`rsmamba.viz.map_preview`.
 """
 
 import argparse
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +26,10 @@ PRETRAIN = "pretrain/roma_tiny_demo"
 PROBE = "classify/ucmerced_probe_demo"
 SEGMENT = "segment/buildings_demo"
 #: What a demo leaves in its folder; nothing else is ever deleted.
-_CONTENT = {"pretrain", "probe", "segment", "map", "report.json"}
+_MARKER = ".rsmamba-demo"
+_CONTENT = {_MARKER, "pretrain", "probe", "segment", "map", "report.json"}
 
+PROBE_FIGURE = "UC Merced probe (pretrained on other UC Merced images), overall accuracy"
 SCENE = "sample:buildings/scene.tif"
 TRUTH = "sample:buildings/scene.geojson"
 
@@ -51,9 +55,9 @@ class Demo:
     figures: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str, command: str) -> Iterator[None]:
-        """Announce a step, show the command that a user would type, and time it."""
-        print(f"\n=== {name}\n    $ {command}", flush=True)
+    def step(self, name: str) -> Iterator[None]:
+        """Announce a step and time it."""
+        print(f"\n=== {name}", flush=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -69,12 +73,18 @@ class Demo:
         ]
         if self.quick:
             arguments += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
+        show([verb, *arguments])
         cli = run_lightning(verb, arguments)
         return {k: float(v) for k, v in cli.trainer.callback_metrics.items()}
 
     def checkpoint(self, folder: str) -> Path:
         """Where a recipe with ``save_dir`` = ``folder`` leaves its last checkpoint."""
         return self.out / folder / "checkpoints" / "last.ckpt"
+
+
+def show(argv: Sequence[str]) -> None:
+    """Print a command as a user would type it."""
+    print(f"    $ rsmamba {shlex.join(argv)}", flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,14 +115,15 @@ def prepare_folder(out: Path, *, overwrite: bool) -> Path:
         if not overwrite:
             raise OutputExistsError(f"{out} is not empty: pass --overwrite, or another --out")
         strangers = {p.name for p in out.iterdir()} - _CONTENT
-        if strangers:
+        if strangers or not (out / _MARKER).is_file():
             raise OutputExistsError(
-                f"{out} holds files that no demo wrote ({', '.join(sorted(strangers)[:3])}): "
+                f"{out} holds more than a demo ({', '.join(sorted(strangers)[:3]) or 'not ours'}): "
                 "choose another --out"
             )
         shutil.rmtree(out)
     try:
         (out / "map").mkdir(parents=True, exist_ok=True)
+        (out / _MARKER).write_text("Written by `rsmamba demo`, which may replace this folder.\n")
     except OSError as error:
         raise OutputNotWritableError(f"cannot make folder {out}: {error.strerror}") from error
     return out
@@ -120,7 +131,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> Path:
 
 def pretrain(demo: Demo) -> None:
     """Self-supervised pretraining, beside answers that need no network."""
-    with demo.step("pretrain", f"rsmamba fit --config recipe:{PRETRAIN}"):
+    with demo.step("pretrain"):
         logged = demo.train("fit", PRETRAIN, "pretrain")
     names = {
         "model": "val_loss",
@@ -142,21 +153,22 @@ def probe(demo: Demo) -> None:
     accuracy = {}
     for name, options in variants.items():
         folder = f"probe/{name.replace(' ', '_')}"
-        typed = " ".join(options)
-        with demo.step(f"probe, {name}", f"rsmamba fit --config recipe:{PROBE} {typed}"):
+        with demo.step(f"probe, {name}"):
             demo.train("fit", PROBE, folder, *options)
-            logged = demo.train(
-                "test", PROBE, folder, f"--ckpt_path={demo.checkpoint(folder)}", *options[1:]
-            )
+            # the checkpoint has all weights: the test needs no pretrained ones
+            same = [option for option in options if ".weights=" not in option]
+            checkpoint = f"--ckpt_path={demo.checkpoint(folder)}"
+            logged = demo.train("test", PROBE, folder, checkpoint, *same)
         accuracy[name] = logged["test_OverallAccuracy"]
     accuracy["chance"] = 1 / 21
-    demo.figures["UC Merced linear probe, overall accuracy"] = accuracy
+    # in-domain: other images of the same collection were seen without labels
+    demo.figures[PROBE_FIGURE] = accuracy
 
 
 def segment(demo: Demo) -> None:
     """Fine-tune for buildings."""
     weights = f"--model.init_args.weights={demo.checkpoint('pretrain')}"
-    with demo.step("segment", f"rsmamba fit --config recipe:{SEGMENT} {weights}"):
+    with demo.step("segment"):
         demo.train("fit", SEGMENT, "segment", weights)
 
 
@@ -175,7 +187,8 @@ def make_map(demo: Demo) -> None:
         ["vectorize", str(raster), str(polygons), "--classes", "building"],
         ["evaluate", str(raster), TRUTH, "--report", str(scores)],
     ):
-        with demo.step(argv[0], f"rsmamba {' '.join(argv)}"):
+        with demo.step(argv[0]):
+            show(argv)
             if status := rsmamba(argv):
                 raise SystemExit(status)
     map_preview(

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
 from rsmamba import __version__
-from rsmamba.errors import RsmambaError
+from rsmamba.errors import ConfigError, RsmambaError
 
 #: Verb -> (module, what it does). Modules load only when their verb is used.
 VERBS: dict[str, tuple[str, str]] = {
@@ -27,6 +28,18 @@ VERBS: dict[str, tuple[str, str]] = {
 
 #: These parse their own arguments with Lightning's command line.
 _LIGHTNING = frozenset({"fit", "validate", "test", "predict"})
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message}; `{self.prog} --help` explains the options")
 
 
 def _overview() -> str:
@@ -70,13 +83,9 @@ def run(argv: Sequence[str]) -> int:
         module = import_module(VERBS[verb][0])
         if verb in _LIGHTNING:
             return int(module.run(verb, rest))
-        parser = argparse.ArgumentParser(
-            prog=f"rsmamba {verb}", description=module.HELP, exit_on_error=False
-        )
+        parser = _Parser(prog=f"rsmamba {verb}", description=module.HELP)
         module.configure(parser)
         return int(module.run(parser.parse_args(rest)))
-    except argparse.ArgumentError as error:
-        return _fail(f"{error}; `rsmamba {verb} --help` explains the options")
     except RsmambaError as error:
         return _fail(error)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rsmamba.cli.recipes import find_recipe
-from rsmamba.errors import ConfigError, DataNotFoundError, RsmambaError
+from rsmamba.errors import ConfigError, DataNotFoundError, OutputExistsError, RsmambaError
 
 #: Recipes that ship with rsmamba are named `recipe:segment/buildings_demo` anywhere.
 RECIPE_PREFIX = "recipe:"
@@ -35,7 +35,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
 
     Args:
         verb: ``fit``, ``validate``, ``test`` or ``predict``.
-        argv: Its arguments; ``--config recipe:NAME`` finds a shipped recipe.
+        argv: Its arguments; ``--config recipe:NAME`` finds a shipped recipe, ``--overwrite``
+            lets ``fit`` replace the checkpoints of an earlier run.
 
     Returns:
         Exit status 0.
@@ -51,6 +52,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
 def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     """Like :func:`run`, and hand back the LightningCLI with its trainer, task and data module."""
     # jsonargparse would import heavy modules for nothing if the recipe is not even there
+    overwrite = "--overwrite" in argv
+    argv = [argument for argument in argv if argument != "--overwrite"]
     args = [verb, *_resolve_recipes(argv)]
     _check_checkpoint(argv)
 
@@ -66,8 +69,17 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     # TorchGeo's defaults for cloud-optimised reads, unless the user has chosen
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR")
     program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns about arguments in both
+
+    class Checked(LightningCLI):
+        """Lightning's command line that replaces no checkpoints."""
+
+        def before_fit(self) -> None:
+            """Refuse to train over an earlier run, unless it is resumed or may be replaced."""
+            if not overwrite and not self._get(self.config, "ckpt_path"):
+                _check_run_folder(self.trainer)
+
     try:
-        return LightningCLI(
+        return Checked(
             model_class=BaseTask,
             datamodule_class=BaseDataModule,
             subclass_mode_model=True,
@@ -94,7 +106,8 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
 
 def _quieten() -> None:
     """Leave progress bars and warnings that matter; drop Lightning's notices."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NOTICES:
         warnings.filterwarnings("ignore", message)
 
@@ -119,12 +132,34 @@ def _resolve_recipes(argv: Sequence[str]) -> list[str]:
 
 
 def _check_checkpoint(argv: Sequence[str]) -> None:
-    """Refuse a checkpoint file that is not there before anything is built."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    """Refuse a checkpoint that is not there or cannot be read, before anything is built."""
+    following = [*argv[1:], ""]
+    for flag, value in zip(argv, following[: len(argv)], strict=True):
         name, equals, inline = flag.partition("=")
         path = inline if equals else value
-        if name == "--ckpt_path" and path not in _CHECKPOINT_WORDS and not Path(path).is_file():
+        if name != "--ckpt_path" or path in _CHECKPOINT_WORDS:
+            continue
+        if not Path(path).is_file():
             raise DataNotFoundError(f"no checkpoint file {path}: check --ckpt_path")
+        from rsmamba.models.checkpoints import read_checkpoint
+
+        read_checkpoint(path)
+
+
+def _check_run_folder(trainer: Any) -> None:
+    """Refuse a checkpoint folder that holds the checkpoints of an earlier run.
+
+    Raises:
+        OutputExistsError: Names the folder.
+    """
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if folder is None and trainer.log_dir is not None:
+        folder = Path(trainer.log_dir) / "checkpoints"
+    if folder is not None and any(Path(folder).glob("*.ckpt")):
+        raise OutputExistsError(
+            f"{folder} holds checkpoints of an earlier run: pass --overwrite to replace them, "
+            "--ckpt_path to go on from one, or another trainer.logger.init_args.save_dir"
+        )
 
 
 def _cause(error: BaseException) -> RsmambaError | None:

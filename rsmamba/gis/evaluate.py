@@ -1,5 +1,6 @@
 """Compare a class map with the truth: accuracy, F1 and IoU, beside trivial answers."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,14 +149,25 @@ def evaluate(
 
 
 def class_names(source: Any) -> tuple[str, ...]:
-    """Class names of an open class map: its tag, else names for every value that a byte holds."""
-    import json
+    """Class names of an open class map: its tag, else a name for every value up to the largest.
 
+    Raises:
+        LabelError: If the raster is no class map (one uint8 band).
+    """
+    if source.count != 1 or source.dtypes[0] != "uint8":
+        raise LabelError(
+            f"{source.name} is no class map: {source.count} band(s) of {source.dtypes[0]}, "
+            "expected one of uint8 as `rsmamba map` writes it"
+        )
     text = source.tags().get("class_names")
     if text:
         return tuple(json.loads(text))
-    top = int(source.statistics(1).max) if source.count else 0
-    return tuple(f"class_{i}" for i in range(max(2, top + 1)))
+    top = 1
+    for window in _windows(source.width, source.height):
+        values = source.read(1, window=window)
+        values = values[values != source.nodata] if source.nodata is not None else values
+        top = max(top, int(values.max(initial=0)))
+    return tuple(f"class_{i}" for i in range(top + 1))
 
 
 Pair = tuple[NDArray[np.int64], NDArray[np.int64]]

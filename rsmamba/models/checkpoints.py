@@ -250,7 +250,7 @@ def _find_backbone(
             if any(mark in key for key in tensors):
                 raise CheckpointError(
                     f"{path} has the published names of {source}: convert it first "
-                    f"(rsmamba convert, or rsmamba.models.checkpoints.convert)"
+                    "(rsmamba.models.checkpoints.convert)"
                 )
         raise CheckpointError(
             f"{path} holds no backbone of this kind: no tensor is called '{first}'; "

@@ -22,7 +22,7 @@ def check_backbone_name(name: str) -> None:
     if timm.is_model(name):
         return
     near = get_close_matches(name, timm.list_models(), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`rsmamba models` lists ours"
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
     raise UnknownModelError(f"unknown backbone {name!r}: {hint}")
 
 

@@ -140,6 +140,10 @@ class SceneClassification(EpochMetrics, BaseTask):
         """Refuse data whose classes are not the head's, before the first step."""
         check_classes(self, self.hparams["num_classes"], self.hparams["labels"])
 
+    def on_train_epoch_start(self) -> None:
+        """Forget the features of an interrupted or earlier epoch."""
+        self._train_features.clear()
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         """Fine-tuning: the loss. Probe: keep the features; after the last batch, solve."""
         if self.probing:

@@ -98,6 +98,9 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (folder / "map" / "old.tif").write_text("old")
     demo.prepare_folder(folder, overwrite=True)
     assert not (folder / "map" / "old.tif").exists()
+    (folder / ".rsmamba-demo").unlink()
+    with pytest.raises(OutputExistsError, match="more than a demo"):
+        demo.prepare_folder(folder, overwrite=True)
     (folder / "thesis.tex").write_text("precious")
     with pytest.raises(OutputExistsError, match=r"thesis\.tex"):
         demo.prepare_folder(folder, overwrite=True)
@@ -115,7 +118,7 @@ def test_the_quick_demo_leaves_every_output(tmp_path, capsys):
     assert main.run(["demo", "--quick", "--out", str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["quick"] is True
-    probe = report["figures"]["UC Merced linear probe, overall accuracy"]
+    probe = report["figures"][demo.PROBE_FIGURE]
     assert set(probe) == {"pretrained", "random weights", "colour histogram", "chance"}
     for name in ("buildings.tif", "buildings.gpkg", "preview.png", "map.json", "evaluation.json"):
         assert (out / "map" / name).is_file()

@@ -23,7 +23,7 @@ def fails(tmp_path, capsys):
         lines = capsys.readouterr().err.strip().splitlines()
         errors = [line for line in lines if line.startswith("rsmamba: error: ")]
         assert len(errors) == 1
-        assert lines[-1] == errors[0]
+        assert lines == errors
         assert not any("Traceback" in line for line in lines)
         assert not list(folder.rglob("*.ckpt"))
         return errors[0]
@@ -59,6 +59,33 @@ def test_a_missing_checkpoint_is_named(fails, tmp_path):
     gone = tmp_path / "gone.ckpt"
     assert str(gone) in fails("fit", SEGMENT, f"--model.init_args.weights={gone}")
     assert str(gone) in fails("test", PROBE, f"--ckpt_path={gone}")
+
+
+def test_a_checkpoint_that_is_none_is_refused(fails, tmp_path):
+    random = tmp_path / "random.ckpt"
+    random.write_bytes(bytes(range(256)) * 16)
+    assert "random.ckpt" in fails("test", PROBE, f"--ckpt_path={random}")
+
+
+def test_no_arguments_at_all_is_one_line(capsys):
+    assert main.run(["fit"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "required" in line
+
+
+def test_a_missing_argument_of_a_verb_is_one_line(capsys):
+    assert main.run(["map", "model.ckpt"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "scene, out" in line
+
+
+def test_the_checkpoints_of_an_earlier_run_are_not_replaced(tmp_path, capsys):
+    earlier = tmp_path / "checkpoints" / "last.ckpt"
+    earlier.parent.mkdir()
+    earlier.write_text("hours of work")
+    assert main.run(["fit", PROBE, f"--trainer.logger.save_dir={tmp_path}"]) == 2
+    assert "--overwrite" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert earlier.read_text() == "hours of work"
 
 
 def test_an_image_size_that_does_not_fit_names_the_next(fails):

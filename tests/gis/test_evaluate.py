@@ -115,3 +115,22 @@ def test_bad_input_is_named(tmp_path, prediction):
     geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)]).to_file(tmp_path / "nocrs.gpkg")
     with pytest.raises(CRSError, match=r"nocrs\.gpkg"):
         evaluate(path, tmp_path / "nocrs.gpkg")
+
+
+def test_an_image_is_not_taken_for_a_class_map_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "image.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=8, height=8, count=3, dtype="uint16",
+        crs="EPSG:32633", transform=TRANSFORM,
+    ) as sink:  # fmt: skip
+        sink.write(np.full((3, 8, 8), 60000, dtype=np.uint16))
+    with pytest.raises(LabelError, match=r"no class map: 3 band\(s\) of uint16"):
+        evaluate(path, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["image.tif"]
+
+
+def test_a_map_without_names_has_a_class_for_every_value(tmp_path, prediction):
+    prediction[5, 5] = 6
+    path = write(tmp_path / "map.tif", prediction)
+    assert evaluate(path, path).classes == tuple(f"class_{i}" for i in range(7))
+    assert [p.name for p in tmp_path.iterdir()] == ["map.tif"]
