@@ -5,6 +5,14 @@ exits with status 2; a script catches :class:`RsmambaError`, or the subclass tha
 """
 
 
+def one_line(error: BaseException) -> str:
+    """Message of another library's exception, and of its cause, without line breaks."""
+    parts = [str(error) or type(error).__name__]
+    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
+        parts.append(str(error.__cause__))
+    return " ".join(" - ".join(parts).split())
+
+
 class RsmambaError(Exception):
     """Base class of all errors that are the user's to mend."""
 
@@ -67,7 +75,3 @@ class OutputNotWritableError(RsmambaError, PermissionError):
     def __str__(self) -> str:
         """The message alone: OSError would format its arguments as an errno pair."""
         return str(self.args[0]) if self.args else ""
-
-
-class BackendError(RsmambaError):
-    """An operator backend was asked for by name and is not available here."""

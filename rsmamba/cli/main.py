@@ -59,6 +59,12 @@ def _fail(message: object) -> int:
     return 2
 
 
+def _operator_errors() -> tuple[type[Exception], ...]:
+    """What the operators, which do not know rsmamba's errors, raise for a wrong backend."""
+    kernels = sys.modules.get("rsmamba_kernels")
+    return () if kernels is None else (kernels.BackendError,)
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one verb.
 
@@ -86,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         parser = _Parser(prog=f"rsmamba {verb}", description=module.HELP)
         module.configure(parser)
         return int(module.run(parser.parse_args(rest)))
-    except RsmambaError as error:
+    except (RsmambaError, *_operator_errors()) as error:
         return _fail(error)
     except KeyboardInterrupt:
         print("rsmamba: interrupted; outputs that were not finished are not there", file=sys.stderr)

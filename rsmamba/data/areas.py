@@ -92,7 +92,7 @@ def read_area(area: Area, area_crs: str) -> gpd.GeoSeries:
     if isinstance(area, str | Path):
         path = resolve(area)
         if not path.exists():
-            raise DataNotFoundError(f"{path}: no such vector file for an area")
+            raise DataNotFoundError(f"{path}: no such vector file; check the path of the area")
         try:
             frame = gpd.read_file(path)
         except pyogrio.errors.DataSourceError as error:

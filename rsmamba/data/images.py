@@ -26,7 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor
 
-from rsmamba.errors import BandMismatchError, DataNotFoundError, ImageReadError
+from rsmamba.errors import BandMismatchError, DataNotFoundError, ImageReadError, one_line
 from rsmamba.samples import resolve
 
 RASTER_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -62,9 +62,12 @@ def find_files(root: Paths, suffixes: frozenset[str], what: str = "images") -> l
         elif any(c in str(path) for c in "*?["):
             matches = _with_suffix(_glob(path), suffixes)
         else:
-            raise DataNotFoundError(f"{entry}: no such file or folder of {what}")
+            raise DataNotFoundError(f"{entry}: no such file or folder of {what}; check the path")
         if not matches:
-            raise DataNotFoundError(f"{entry}: no {what} in there ({', '.join(sorted(suffixes))})")
+            raise DataNotFoundError(
+                f"{entry}: no {what} in there; expected files that end in "
+                f"{', '.join(sorted(suffixes))}"
+            )
         found.update(dict.fromkeys(matches))
     if not found:
         raise DataNotFoundError(f"no {what} given: name a folder, a pattern or files")
@@ -216,7 +219,7 @@ class Scene:
                 shape = (min(64, self.height), min(64, self.width))
                 sample = src.read(self.alpha, out_shape=shape)
         except RasterioError as error:
-            raise ImageReadError(f"{self.path}: cannot be decoded ({one_line(error)})") from error
+            raise undecodable(self.path, error) from error
         opaque = np.iinfo(sample.dtype).max if sample.dtype.kind in "iu" else 1.0
         return bool(((sample != 0) & (sample != opaque)).mean() > 0.05)
 
@@ -268,7 +271,7 @@ class Scene:
                 pixels = src.read(list(self.indexes), window=window)
                 valid = self._valid(src, window, pixels)
         except RasterioError as error:
-            raise ImageReadError(f"{self.path}: cannot be decoded ({one_line(error)})") from error
+            raise undecodable(self.path, error) from error
         if pixels.dtype.kind == "f":
             finite = np.isfinite(pixels).all(0)
             valid = finite if valid is None else valid & finite
@@ -291,7 +294,7 @@ class Scene:
                 alpha = np.asarray(image.convert("RGBA"))[..., 3] if self.masked else None
                 pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except (OSError, SyntaxError) as error:
-            raise ImageReadError(f"{self.path}: cannot be decoded ({one_line(error)})") from error
+            raise undecodable(self.path, error) from error
         if self.indexes != (1, 2, 3):
             pixels = pixels[[i - 1 for i in self.indexes]]
         return np.ascontiguousarray(pixels), None if alpha is None else alpha > 0
@@ -326,9 +329,12 @@ def quiet() -> "warnings.catch_warnings[None]":
     return warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning)
 
 
-def one_line(error: BaseException) -> str:
-    """Message of an error without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+def undecodable(path: str | Path, error: BaseException) -> ImageReadError:
+    """The error for a file whose header can be read and whose pixels cannot."""
+    return ImageReadError(
+        f"{path}: cannot be decoded ({one_line(error)}); the file looks damaged or truncated, copy "
+        "or download it again"
+    )
 
 
 def same_bands(scenes: Sequence[Scene]) -> int:

@@ -20,8 +20,8 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from rsmamba.data.areas import footprint, reproject, require_georeferencing
-from rsmamba.data.images import Paths, Region, Scene, find_files, one_line, quiet, some
-from rsmamba.errors import CRSError, GridMismatchError, ImageReadError, LabelError
+from rsmamba.data.images import Paths, Region, Scene, find_files, quiet, some, undecodable
+from rsmamba.errors import CRSError, GridMismatchError, ImageReadError, LabelError, one_line
 
 #: Mask value of pixels that no loss and no metric counts.
 IGNORE = 255
@@ -163,7 +163,7 @@ class MaskLabels:
                 if MaskFlags.all_valid not in src.mask_flag_enums[0]:
                     known = src.read_masks(1, window=window) > 0
         except RasterioError as error:
-            raise ImageReadError(f"{path}: cannot be decoded ({one_line(error)})") from error
+            raise undecodable(path, error) from error
         found, inverse = np.unique(values, return_inverse=True)
         indices = np.array([self._lookup.get(_key(v) or "", -1) for v in found.tolist()])
         mask = indices[inverse].reshape(values.shape)

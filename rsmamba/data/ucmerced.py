@@ -15,9 +15,9 @@ from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets import UCMerced as TorchGeoUCMerced
 from torchgeo.datasets.utils import Sample
 
-from rsmamba.data.images import IMAGE_SUFFIXES
+from rsmamba.data.images import IMAGE_SUFFIXES, undecodable
 from rsmamba.data.splits import stratified_split, write_manifest
-from rsmamba.errors import ConfigError, DataNotFoundError, ImageReadError
+from rsmamba.errors import ConfigError, DataNotFoundError, one_line
 from rsmamba.samples import resolve
 
 Protocol = Literal["ratio", "torchgeo"]
@@ -90,7 +90,7 @@ class UCMerced(TorchGeoUCMerced):
             raise
         except FileNotFoundError as error:
             raise DataNotFoundError(
-                f"UC Merced in {folder} is incomplete: {' '.join(str(error).split())}"
+                f"UC Merced in {folder} is incomplete: {one_line(error)}"
             ) from error
 
     def _load_image(self, index: int) -> tuple[Tensor, Tensor]:
@@ -103,9 +103,7 @@ class UCMerced(TorchGeoUCMerced):
             # Past TorchGeo's own resizing to 256: one interpolation is better than two.
             image, label = super(TorchGeoUCMerced, self)._load_image(index)
         except (OSError, SyntaxError) as error:
-            raise ImageReadError(
-                f"{self.imgs[index][0]}: cannot be decoded ({' '.join(str(error).split())})"
-            ) from error
+            raise undecodable(self.imgs[index][0], error) from error
         return TF.resize(image, [self.image_size, self.image_size], antialias=True), label
 
 

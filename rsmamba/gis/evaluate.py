@@ -22,6 +22,7 @@ from rsmamba.errors import (
     GridMismatchError,
     ImageReadError,
     LabelError,
+    one_line,
 )
 
 _BLOCK = 2048
@@ -135,7 +136,7 @@ def evaluate(
     """
     for path in (class_map, truth):
         if not Path(path).exists():
-            raise DataNotFoundError(f"no such file: {path}")
+            raise DataNotFoundError(f"{path}: no such file; check the path")
     try:
         with rasterio.open(class_map) as source:
             classes = class_names(source)
@@ -145,7 +146,9 @@ def evaluate(
                 pairs = _vector_pairs(source, truth, classes, attribute)
             return Evaluation(classes, _confusion(pairs, len(classes), source.nodata, ignore))
     except RasterioIOError as error:
-        raise ImageReadError(f"cannot read {class_map} or {truth}: {error}") from error
+        raise ImageReadError(
+            f"{class_map} or {truth}: damaged or truncated, or no raster ({one_line(error)})"
+        ) from error
 
 
 def class_names(source: Any) -> tuple[str, ...]:
@@ -202,7 +205,9 @@ def _vector_pairs(
     try:
         layer = geopandas.read_file(truth)
     except DataSourceError as error:
-        raise ImageReadError(f"cannot read {truth} as a vector layer: {error}") from error
+        raise ImageReadError(
+            f"{truth}: no vector layer that GDAL can read ({one_line(error)})"
+        ) from error
     if layer.crs is None or source.crs is None:
         missing = truth if layer.crs is None else source.name
         raise CRSError(

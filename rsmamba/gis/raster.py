@@ -244,11 +244,3 @@ def row_windows(source: Any) -> Iterator[Window]:
     """An open raster in strips as high as the internal tiles of ours."""
     for top in range(0, source.height, _BLOCK):
         yield Window(0, top, source.width, min(_BLOCK, source.height - top))
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message, and that of its cause, without line breaks."""
-    parts = [str(error)]
-    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
-        parts.append(str(error.__cause__))
-    return " ".join(" - ".join(parts).split())

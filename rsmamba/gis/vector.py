@@ -27,11 +27,11 @@ from rsmamba.errors import (
     ImageReadError,
     LabelError,
     OutputNotWritableError,
+    one_line,
 )
 from rsmamba.files import check_output
 from rsmamba.gis.raster import (
     GDAL_ERRORS,
-    one_line,
     publish,
     read_class_names,
     row_windows,
@@ -150,11 +150,11 @@ def vectorize(
 def _open_map(path: str | Path) -> Any:
     """The class map, opened and checked."""
     if not Path(path).exists():
-        raise DataNotFoundError(f"no such map: {path}")
+        raise DataNotFoundError(f"{path}: no such map; `rsmamba map` writes one")
     try:
         source = rasterio.open(path)
     except GDAL_ERRORS as error:
-        raise ImageReadError(f"cannot read {path} as a raster: {one_line(error)}") from error
+        raise ImageReadError(f"{path}: no raster that GDAL can read ({one_line(error)})") from error
     if source.count != 1 or np.dtype(source.dtypes[0]).kind not in "iu":
         found = f"{source.count} bands of {source.dtypes[0]}"
         source.close()

@@ -191,15 +191,17 @@ def _read_spec(path: Path) -> ModelSpec:
     try:
         return ModelSpec.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(f"cannot read the spec {path}: {error}") from error
+        raise DataNotFoundError(f"{path}: no readable spec ({error}); give a JSON file") from error
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
 
 def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, ModelSpec]:
     """The task of a checkpoint, with its weights, and its spec."""
+    if path.is_dir():
+        raise DataNotFoundError(f"{path} is a folder: name the .ckpt or .safetensors file in it")
     if not path.is_file():
-        raise DataNotFoundError(f"no such checkpoint: {path}")
+        raise DataNotFoundError(f"{path}: no such checkpoint; `rsmamba fit` writes one")
     state, text = read_checkpoint(path)
     if spec is None:
         if text is None:

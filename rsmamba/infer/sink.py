@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from rsmamba.errors import OutputNotWritableError
+from rsmamba.errors import OutputNotWritableError, one_line
 from rsmamba.gis import raster
 from rsmamba.gis.raster import GDAL_ERRORS, RasterGrid
 from rsmamba.gis.style import CLASS_NODATA
@@ -121,7 +121,7 @@ class RasterSink:
         if not isinstance(error, GDAL_ERRORS):
             return error
         return OutputNotWritableError(
-            f"cannot write {self.path}: {raster.one_line(error)}; is there room on the disk?"
+            f"cannot write {self.path}: {one_line(error)}; is there room on the disk?"
         )
 
     def __enter__(self) -> "RasterSink":

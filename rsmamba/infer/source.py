@@ -15,8 +15,8 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError as RasterioCRSError
 from rasterio.windows import Window
 
-from rsmamba.errors import BandMismatchError, CRSError, DataNotFoundError, ImageReadError
-from rsmamba.gis.raster import GDAL_ERRORS, RasterGrid, one_line
+from rsmamba.errors import BandMismatchError, CRSError, DataNotFoundError, ImageReadError, one_line
+from rsmamba.gis.raster import GDAL_ERRORS, RasterGrid
 from rsmamba.infer.grid import Box, reflect
 from rsmamba.spec import ModelSpec
 
@@ -69,13 +69,14 @@ class SceneSource:
         self.path = str(path)
         self._spec: ModelSpec | None = None
         if ":" not in self.path and not self.path.startswith("/vsi") and not Path(path).exists():
-            raise DataNotFoundError(f"no such scene: {self.path}")
+            raise DataNotFoundError(f"{self.path}: no such scene; check the path")
         try:
             with rasterio.Env(**GDAL_OPTIONS):
                 self._dataset = rasterio.open(self.path)
         except GDAL_ERRORS as error:
             raise ImageReadError(
-                f"cannot read {self.path} as a raster: {one_line(error)}"
+                f"{self.path}: no raster that GDAL can read ({one_line(error)}); is it complete, "
+                "and of a format that `rsmamba doctor` lists?"
             ) from error
         try:
             self._inspect(assume_crs)

@@ -99,3 +99,11 @@ def test_the_doctor_names_backends_drivers_and_the_next_step(capsys):
     report = capsys.readouterr().out
     for word in ("torch ", "selective_scan", "state_fusion", "COG", "GPKG", "rsmamba demo"):
         assert word in report, word
+
+
+def test_an_unknown_operator_backend_is_a_users_error(capsys, monkeypatch):
+    monkeypatch.setenv("RSMAMBA_KERNELS", "fast")
+    assert main.run(["doctor"]) == 2
+    message = one_line(capsys)
+    assert "RSMAMBA_KERNELS=fast" in message
+    assert "choose one of" in message

@@ -73,7 +73,7 @@ def test_data_that_do_not_fit_stop_before_the_first_step(scenes, trainer, option
 
 
 def test_contradicting_options_are_refused():
-    with pytest.raises(UnknownModelError, match="did you mean"):
+    with pytest.raises(UnknownModelError, match="did you mean roma_tiny_patch16"):
         SceneClassification(model="roma_tinny_patch16")
     with pytest.raises(ConfigError, match="takes mode: probe and no weights"):
         SceneClassification(model="colour_histogram", mode="finetune")
