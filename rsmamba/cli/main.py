@@ -59,10 +59,10 @@ def _fail(message: object) -> int:
     return 2
 
 
-def _operator_errors() -> tuple[type[Exception], ...]:
-    """What the operators, which do not know rsmamba's errors, raise for a wrong backend."""
+def _mistakes() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to mend, also of the operators, which know none of ours."""
     kernels = sys.modules.get("rsmamba_kernels")
-    return () if kernels is None else (kernels.BackendError,)
+    return (RsmambaError,) if kernels is None else (RsmambaError, kernels.BackendError)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         parser = _Parser(prog=f"rsmamba {verb}", description=module.HELP)
         module.configure(parser)
         return int(module.run(parser.parse_args(rest)))
-    except (RsmambaError, *_operator_errors()) as error:
+    except _mistakes() as error:
         return _fail(error)
     except KeyboardInterrupt:
         print("rsmamba: interrupted; outputs that were not finished are not there", file=sys.stderr)
