@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
@@ -20,12 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rsmamba_kernels.dispatch import Request
+
 _LOG = logging.getLogger(__name__)
 
 _SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 #: Where setup.py leaves the library; absent if there was no C++ compiler.
 LIBRARY = Path(__file__).with_name(f"librsmamba_cpu.{_SUFFIX}")
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _BUILD = "install a C++ compiler (g++ or clang++) and rsmamba again"
 
 #: Environment variable that names the instruction set, for tests and comparisons.
@@ -54,6 +56,8 @@ class Operation(IntEnum):
     STATE_SCAN_BACKWARD = 3
     FUSION_FORWARD = 4
     FUSION_BACKWARD = 5
+    CONVOLUTION_FORWARD = 6
+    CONVOLUTION_BACKWARD = 7
 
 
 class Rows(ctypes.Structure):
@@ -153,34 +157,30 @@ def _isa(path: Path, asked: str | None) -> tuple[int, str]:
     return ISAS.index(chosen), ""
 
 
-def refuses(sample: Tensor) -> str | None:
-    """Why the C++ kernels cannot take tensors like this one, or None if they can."""
-    if torch.compiler.is_compiling():
-        return "it cannot be traced"
-    if sample.device.type != "cpu":
-        return f"it runs on the CPU, not on {sample.device.type}"
-    if sample.dtype not in _DTYPES:
-        return f"it computes in float32, not in {sample.dtype}"
-    if type(sample) not in (Tensor, torch.nn.Parameter) or _is_traced(sample):
+def refuses(request: Request) -> str | None:
+    """Why the C++ kernels cannot take a call, or None if they can."""
+    if request.device != "cpu":
+        return f"it runs on the CPU, not on {request.device}"
+    for dtype in request.dtypes:
+        if dtype not in _DTYPES:
+            return f"it computes in float32, not in {dtype}"
+    if request.wrapped:
         return "it needs plain tensors with data, not wrapped or traced ones"
+    if request.empty:
+        return "a tensor is empty"
     return _isa(LIBRARY, os.environ.get(ISA_ENVIRONMENT))[1] or None
 
 
-def _is_traced(sample: Tensor) -> bool:
-    """Whether operations on the tensor are recorded or transformed instead of done."""
-    return (
-        torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or torch._C._functorch.is_functorch_wrapped_tensor(sample)
-    )
+def refuses_sizes(sizes: Sequence[int], what: str) -> Callable[[Request], str | None]:
+    """:func:`refuses` for kernels that are compiled for some sizes only."""
 
+    def answer(request: Request) -> str | None:
+        if request.size and request.size not in sizes:
+            known = ", ".join(map(str, sizes))
+            return f"it is compiled for {known} {what}, not for {request.size}"
+        return refuses(request)
 
-def computable(*tensors: Tensor | None) -> bool:
-    """Whether all of an operator's tensors are non-empty and of a dtype that the kernels take."""
-    return all(
-        t is None or (t.dtype in _DTYPES and t.device.type == "cpu" and t.numel() > 0)
-        for t in tensors
-    )
+    return answer
 
 
 @functools.cache

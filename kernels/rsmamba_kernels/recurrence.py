@@ -54,6 +54,17 @@ class _LinearRecurrence(torch.autograd.Function):
         )
         return torch.cat([first, pairs], dim=1), to_drive, None
 
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], *args: Any
+    ) -> tuple[Tensor, int]:
+        """Mapped dimensions join the channels, which are independent anyway."""
+        decay, drive = (
+            t.unsqueeze(-1).expand(*t.shape, info.batch_size) if at is None else t.movedim(at, -1)
+            for t, at in zip(args[:2], in_dims[:2], strict=True)
+        )
+        return _LinearRecurrence.apply(decay, drive, args[2]), -1
+
 
 def _states(decay: Tensor, drive: Tensor, adjoint: bool) -> Tensor:
     """Evaluate step by step, or in chunks where a step is narrow."""

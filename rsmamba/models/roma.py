@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsmamba.errors import ConfigError
-from rsmamba_kernels.selective_scan import ClassToken, scan_index, selective_scan
+from rsmamba_kernels import conv1d_silu, gate, selective_scan_multi
+from rsmamba_kernels.order import ClassToken
 
 # A list: @register_model appends the names of the variants.
 __all__ = ["RoMA"]
@@ -29,16 +30,14 @@ _DT_RANGE = (1e-3, 1e-1)
 
 
 class DirectionalScan(nn.Module):
-    """Causal convolution, input-dependent parameters and selective scan along one order.
+    """Parameters of one direction: convolution, input-dependent projections, decay rates.
 
     Args:
         dim: Channels.
-        order: 0 along rows, 1 rows reversed, 2 along columns, 3 columns reversed.
     """
 
-    def __init__(self, dim: int, order: Literal[0, 1, 2, 3]) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.order = order
         self.dt_rank = math.ceil(dim / 16)
         self.conv1d = nn.Conv1d(dim, dim, _D_CONV, groups=dim)
         self.x_proj = nn.Linear(dim, self.dt_rank + 2 * _D_STATE, bias=False)
@@ -58,37 +57,6 @@ class DirectionalScan(nn.Module):
             # The inverse of softplus, so that softplus(bias) is the step.
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def _convolve(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
-        """Depthwise convolution over the current and the three preceding tokens of the order."""
-        index = scan_index(x.shape[1], self.order, grid, cls, x.device) if self.order else None
-        if index is not None:
-            x = x.index_select(1, index)
-        # As an image of one row in channels-last memory: no copies, and a backward pass that is
-        # several times faster on a CPU than conv1d's.
-        row = F.pad(x, (0, 0, _D_CONV - 1, 0)).transpose(1, 2).unsqueeze(2)
-        conv = self.conv1d
-        row = F.conv2d(row, conv.weight.unsqueeze(2), conv.bias, groups=conv.groups)
-        x = row.squeeze(2).transpose(1, 2)
-        return x if index is None else torch.empty_like(x).index_copy(1, index, x)
-
-    def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
-        """Map (B, L, D) tokens in raster order to (B, L, D) ungated outputs."""
-        u = F.silu(self._convolve(x, grid, cls))
-        dt, B, C = self.x_proj(u).split([self.dt_rank, _D_STATE, _D_STATE], dim=-1)
-        return selective_scan(
-            u,
-            # The bias is added inside the scan, in its precision.
-            F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log),
-            B,
-            C,
-            self.D,
-            dt_bias=self.dt_proj.bias,
-            order=self.order,
-            grid=grid,
-            cls=cls,
-        )
-
 
 class MambaMixer(nn.Module):
     """Mamba mixer whose directions share the input, the gate and the output projection.
@@ -103,16 +71,37 @@ class MambaMixer(nn.Module):
 
     def __init__(self, dim: int, directions: int = 4) -> None:
         super().__init__()
+        self.orders = tuple(range(directions))
         self.in_proj = nn.Linear(dim, 2 * dim, bias=False)
-        orders: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
-        self.scans = nn.ModuleList(DirectionalScan(dim, order) for order in orders[:directions])
+        self.scans = nn.ModuleList(DirectionalScan(dim) for _ in self.orders)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
         """Map (B, L, D) to (B, L, D); L tokens on ``grid``, with a class token if ``cls`` says."""
+
+        def stacked(parameter: str) -> Tensor:
+            """(K, ...) of the directions: copies of these spare copies of activations."""
+            return torch.stack([scan.get_parameter(parameter) for scan in self.scans])
+
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        y = sum(scan(x, grid, cls) for scan in self.scans)
-        return self.out_proj(y * F.silu(z) / len(self.scans))
+        path: dict[str, Any] = {"orders": self.orders, "grid": grid, "cls": cls}
+        u = conv1d_silu(x, stacked("conv1d.weight").squeeze(2), stacked("conv1d.bias"), **path)
+        # One product for all directions; (K, B * L, D) is a view.
+        projected = torch.bmm(u.flatten(1, 2), stacked("x_proj.weight").mT)
+        rank = projected.shape[-1] - 2 * _D_STATE
+        dt, B, C = projected.split([rank, _D_STATE, _D_STATE], dim=-1)
+        y = selective_scan_multi(
+            u,
+            # The bias is added inside the scan, in its precision.
+            torch.bmm(dt, stacked("dt_proj.weight").mT).view(u.shape),
+            -torch.exp(stacked("A_log")),
+            B.unflatten(1, u.shape[1:3]),
+            C.unflatten(1, u.shape[1:3]),
+            stacked("D"),
+            dt_bias=stacked("dt_proj.bias"),
+            **path,
+        )
+        return self.out_proj(gate(y, z, scale=1 / len(self.orders)))
 
 
 class Block(nn.Module):

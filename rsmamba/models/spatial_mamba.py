@@ -161,7 +161,8 @@ class SpatialMambaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to the same shape."""
         x, gate = self.in_proj(x).chunk(2, dim=-1)
-        x = _to_nhwc(F.silu(self.conv(_to_nchw(x))))
+        # No copy where the convolution keeps channels last; it need not, on other devices.
+        x = _to_nhwc(F.silu(self.conv(_to_nchw(x)))).contiguous()
         dt, B, C = self.x_proj(x).split([self.dt_rank, 1, 1], dim=-1)
         # The bias enters inside the scan, in float32: under autocast a 16-bit sum would round the
         # step size before softplus.

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from rsmamba_kernels import selective_scan
-from rsmamba_kernels.selective_scan import scan_index
+from rsmamba_kernels.order import scan_index
 from tests.golden import fixture, tensor
 
 CASES = fixture("op_selective_scan").meta["cases"]
@@ -46,8 +46,7 @@ def golden_inputs(name):
         inputs["delta_bias"] = (
             -1 + 0.5 * bias if case["delta_softplus"] else 0.05 + 0.02 * bias.abs()
         )
-    for value in inputs.values():
-        value.requires_grad_()
+    inputs = {key: value.contiguous().requires_grad_() for key, value in inputs.items()}
     return inputs, normal("dout", b, d, length)
 
 

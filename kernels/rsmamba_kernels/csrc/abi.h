@@ -15,9 +15,9 @@
 namespace rsm {
 
 // Raised with every change of a structure below; ../cpu.py refuses a library of another version.
-constexpr int64_t kAbiVersion = 1;
+constexpr int64_t kAbiVersion = 2;
 
-constexpr int64_t kScanGroup = 64;    // channels per unit of the two scans
+constexpr int64_t kScanGroup = 64;    // channels per unit of the scans and the convolution
 constexpr int64_t kFusionGroup = 32;  // channels per unit of the state fusion
 constexpr int64_t kTaps = 25;         // distinct taps of three 3x3 kernels, dilations 1, 3 and 5
 
@@ -28,6 +28,7 @@ struct Rows {  // (batch, row, last), last contiguous
 
 struct ScanArgs {
     int64_t batch, length, channels, states, softplus;
+    int64_t accumulate;  // whether the forward adds to y
     int64_t order, height, width, slot;  // slot of the class token, -1 for none
     Rows u, dt, B, C;
     const float *A, *D, *bias;  // (D, N), (D) or null, (D) or null
@@ -37,6 +38,19 @@ struct ScanArgs {
     float *du, *ddt;          // (B, L, D)
     float *dA, *dD, *dbias;   // (B, D, N), (B, D), (B, D)
     float *dB, *dC;           // (groups, B, L, N)
+};
+
+struct ConvolutionArgs {
+    int64_t batch, length, channels, directions, taps;  // taps 2, 3 or 4
+    int64_t height, width, slot;
+    const int64_t* orders;       // (K)
+    Rows x;
+    const float *weight, *bias;  // (K, W, D), (K, D) or null
+    float* out;                  // (K, B, L, D)
+    // Backward only.
+    const float* dout;           // (K, B, L, D)
+    float *dx;                   // (B, L, D)
+    float *dweight, *dbias;      // (B, K, W, D), (B, K, D)
 };
 
 struct StateScanArgs {
@@ -70,6 +84,8 @@ enum Operation : int64_t {
     kStateScanBackward,
     kFusionForward,
     kFusionBackward,
+    kConvolutionForward,
+    kConvolutionBackward,
     kOperations
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "abi.h"
+#include "order.h"
 #include "vector.h"
 
 namespace rsm {
@@ -15,21 +16,6 @@ constexpr int64_t kSteps = 64;  // steps per chunk of the forward: its scratch s
 // States that advance together: they share the loads of a step and hide each other's latency.
 constexpr int kForwardStates = VL == 16 ? 4 : 2;
 constexpr int kBackwardStates = 2;
-
-// index[t] is the row of the t-th visited token.
-static void fill_index(const ScanArgs& a, int32_t* index) {
-    const int64_t slot = a.slot;
-    for (int64_t t = 0; t < a.length; ++t) {
-        const int64_t at = a.order & 1 ? a.length - 1 - t : t;
-        int64_t row = at;
-        if (a.order >= 2 && at != slot) {
-            const int64_t k = at - (slot >= 0 && at > slot);
-            const int64_t patch = k % a.height * a.width + k / a.height;
-            row = patch + (slot >= 0 && patch >= slot);
-        }
-        index[t] = int32_t(row);
-    }
-}
 
 // (L, N) of one image in the order of the scan, without gaps.
 template <int N>
@@ -53,6 +39,9 @@ struct Block {
 
     V row(const Rows& from, int64_t t) const {
         return load_part(from.data + b * from.batch + t * from.row + channel, count);
+    }
+    V output(const ScanArgs& a, int64_t t) const {
+        return load_part(a.y + (b * a.length + t) * a.channels + channel, count);
     }
     // Rows lie too far apart for the processor to fetch ahead by itself.
     void fetch(const Rows& from, int64_t t) const {
@@ -104,6 +93,7 @@ static void forward_block(const ScanArgs& a, const Block& block, const Block& ne
             delta[t] = block.softplus ? softplus(raw, nullptr) : raw;
             drive[t] = delta[t] * u;
             y[t] = block.D * u;
+            if (a.accumulate) y[t] += block.output(a, row);
         }
         for (int n = 0; n < N; n += NB)
             advance<N, NB>(steps, delta, drive, B + start * N + n, C + start * N + n, decay + n,
@@ -123,7 +113,7 @@ static int scan_forward(const ScanArgs& a, int64_t begin, int64_t end) {
     float *B = scratch.floats(a.length * N), *C = scratch.floats(a.length * N);
     V *delta = scratch.vectors(kSteps), *drive = scratch.vectors(kSteps);
     V* y = scratch.vectors(kSteps);
-    fill_index(a, index);
+    fill_order(a.length, a.order, a.height, a.width, a.slot, index);
     int64_t gathered = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t b = unit / groups, first = unit % groups * kScanGroup;
@@ -278,7 +268,7 @@ static int scan_backward(const ScanArgs& a, int64_t begin, int64_t end) {
     if (scratch.failed()) return 1;
     int32_t* index = reinterpret_cast<int32_t*>(scratch.floats(a.length));
     const Tape<N> tape(scratch, steps);
-    fill_index(a, index);
+    fill_order(a.length, a.order, a.height, a.width, a.slot, index);
     int64_t gathered = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t b = unit / groups, group = unit % groups, first = group * kScanGroup;

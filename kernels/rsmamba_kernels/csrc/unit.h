@@ -2,6 +2,7 @@
 #pragma once
 
 #include "abi.h"
+#include "conv1d_silu.h"
 #include "selective_scan.h"
 #include "state_fusion.h"
 #include "state_scan.h"
@@ -16,6 +17,8 @@ const Unit RSM_UNIT = {{
     RSM_ISA::state_scan<true>,
     RSM_ISA::fusion<false>,
     RSM_ISA::fusion<true>,
+    RSM_ISA::convolution<false>,
+    RSM_ISA::convolution<true>,
 }};
 
 }  // namespace rsm

@@ -1,22 +1,47 @@
-"""Mamba's selective scan along rows or columns of a token grid."""
+"""Mamba's selective scan along rows or columns of a token grid, in one or several directions."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from rsmamba_kernels.cpu import refuses as cpu_refuses
-from rsmamba_kernels.dispatch import Backend, call, register
-from rsmamba_kernels.selective_scan.cpu import selective_scan_cpu
-from rsmamba_kernels.selective_scan.reference import (
-    ClassToken,
-    scan_index,
-    selective_scan_reference,
+from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
+from rsmamba_kernels.dispatch import REFERENCE, Backend
+from rsmamba_kernels.operator import Example, Operator, waves
+from rsmamba_kernels.order import ClassToken, Order, scan_path
+from rsmamba_kernels.selective_scan import cpu
+from rsmamba_kernels.selective_scan.reference import selective_scan_reference
+
+__all__ = ["selective_scan", "selective_scan_multi"]
+
+
+def _example(device: str) -> Example:
+    """A column scan around a class token; its channels fill no whole vector."""
+    rows, weights, states = (2, 1, 7, 9), (2, 9), (2, 1, 7, 16)
+    u, dt, rate, *rest = waves(device, rows, rows, (2, 9, 16), states, states, weights, weights)
+    return [u, dt, -torch.exp(rate), *rest], [True, [3, 0], 2, 3, 3]
+
+
+_SCAN = Operator(
+    "selective_scan",
+    "u dt A B C D? dt_bias?",
+    "bool softplus, int[] orders, int height, int width, int slot",
+    output=lambda u, *_: u.new_empty(u.shape[1:]),
+    example=_example,
+    size=lambda tensors: tensors[2].shape[-1],  # type: ignore[union-attr]
 )
-
-__all__ = ["ClassToken", "scan_index", "selective_scan"]
-
-register("selective_scan", Backend("reference", selective_scan_reference))
-register("selective_scan", Backend("cpu", selective_scan_cpu, priority=10, refuses=cpu_refuses))
+_SCAN.register(Backend(REFERENCE, selective_scan_reference))
+_SCAN.register(
+    Backend(
+        "cpu",
+        forward=cpu.forward,
+        backward=cpu.backward,
+        priority=10,
+        refuses=cpu_library.refuses_sizes(cpu.STATES, "states"),
+    )
+)
 
 
 def selective_scan(
@@ -29,7 +54,7 @@ def selective_scan(
     *,
     dt_bias: Tensor | None = None,
     softplus: bool = True,
-    order: Literal[0, 1, 2, 3] = 0,
+    order: Order = 0,
     grid: tuple[int, int] | None = None,
     cls: ClassToken = "none",
     backend: str | None = None,
@@ -47,7 +72,7 @@ def selective_scan(
     Args:
         u: (B, L, D) input.
         dt: (B, L, D) step sizes before bias and softplus.
-        A: (D, N) state decay rates, negative.
+        A: (D, N) state decay rates, negative (checked with ``RSMAMBA_KERNELS_DEBUG=1``).
         B: (B, L, N) input weights.
         C: (B, L, N) output weights.
         D: (D,) skip weights, or None.
@@ -57,17 +82,98 @@ def selective_scan(
         grid: (H, W) of the tokens; needed for orders 2 and 3.
         cls: Slot of a class token among the H * W patches: ``"none"``, ``"middle"`` (slot
             ``H * W // 2``) or ``"first"``. Along columns it keeps its slot.
-        backend: ``"reference"``, ``"cpu"`` or ``"auto"``; None asks ``RSMAMBA_KERNELS``, then
-            decides alone.
+        backend: One of those that :func:`rsmamba_kernels.status` lists, or ``"auto"``; None asks
+            ``RSMAMBA_KERNELS``, then decides alone.
 
     Returns:
         (B, L, D) in ``u.dtype``; 16-bit inputs are computed with a float32 state.
 
     Raises:
-        ValueError: If the order is unknown or L does not fit the grid.
+        TypeError: If an argument is no floating-point tensor.
+        ValueError: If a shape, device or memory layout is wrong, the order is unknown or L does not
+            fit the grid.
         BackendError: If the backend is unknown or cannot take these tensors.
     """
-    run = call("selective_scan", u, backend)
-    return run(
-        u, dt, A, B, C, D, dt_bias=dt_bias, softplus=softplus, order=order, grid=grid, cls=cls
+    check_rank("selective_scan", "u", u, "(B, L, D)")
+    check_rank("selective_scan", "A", A, "(D, N)")
+    (batch, length, channels), states = u.shape, A.shape[1]
+    check_tensors(
+        "selective_scan",
+        ("u", "dt", "B", "C"),
+        u=(u, (batch, length, channels)),
+        dt=(dt, (batch, length, channels)),
+        A=(A, (channels, states)),
+        B=(B, (batch, length, states)),
+        C=(C, (batch, length, states)),
+        D=(D, (channels,)),
+        dt_bias=(dt_bias, (channels,)),
     )
+    check_decay("selective_scan", A)
+    path = scan_path(length, [order], grid, cls)
+    tensors = [None if t is None else t.unsqueeze(0) for t in (u, dt, A, B, C, D, dt_bias)]
+    return _SCAN(tensors, [softplus, *path], backend)
+
+
+def selective_scan_multi(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    dt_bias: Tensor | None = None,
+    softplus: bool = True,
+    orders: Sequence[int] = (0, 1, 2, 3),
+    grid: tuple[int, int] | None = None,
+    cls: ClassToken = "none",
+    backend: str | None = None,
+) -> Tensor:
+    """Sum over K directions of :func:`selective_scan`, each with inputs and weights of its own.
+
+    The directions are added up where they are computed: no direction's output, and no flipped or
+    transposed sequence, is ever in memory. :func:`rsmamba_kernels.gate` applies the gate, once.
+
+    Args:
+        u: (K, B, L, D) inputs, as :func:`rsmamba_kernels.conv1d_silu` makes them from one sequence.
+        dt: (K, B, L, D) step sizes before bias and softplus.
+        A: (K, D, N) state decay rates, negative.
+        B: (K, B, L, N) input weights.
+        C: (K, B, L, N) output weights.
+        D: (K, D) skip weights, or None.
+        dt_bias: (K, D) added to ``dt``, or None.
+        softplus: Whether ``dt`` passes through softplus.
+        orders: Scan order of each direction.
+        grid: (H, W) of the tokens; needed for orders 2 and 3.
+        cls: Slot of a class token, see :func:`selective_scan`.
+        backend: See :func:`selective_scan`.
+
+    Returns:
+        (B, L, D) in ``u.dtype``, rounded once.
+
+    Raises:
+        TypeError: If an argument is no floating-point tensor.
+        ValueError: If a shape, device or memory layout is wrong, an order is unknown or L does not
+            fit the grid.
+        BackendError: If the backend is unknown or cannot take these tensors.
+    """
+    check_rank("selective_scan_multi", "u", u, "(K, B, L, D)")
+    check_rank("selective_scan_multi", "A", A, "(K, D, N)")
+    (_, batch, length, channels), states, k = u.shape, A.shape[2], len(orders)
+    if k == 0:
+        raise ValueError("selective_scan_multi: orders is empty; name at least one direction")
+    check_tensors(
+        "selective_scan_multi",
+        ("u", "dt", "B", "C"),
+        u=(u, (k, batch, length, channels)),
+        dt=(dt, (k, batch, length, channels)),
+        A=(A, (k, channels, states)),
+        B=(B, (k, batch, length, states)),
+        C=(C, (k, batch, length, states)),
+        D=(D, (k, channels)),
+        dt_bias=(dt_bias, (k, channels)),
+    )
+    check_decay("selective_scan_multi", A)
+    path = scan_path(length, orders, grid, cls)
+    options: list[Any] = [softplus, *path]
+    return _SCAN([u, dt, A, B, C, D, dt_bias], options, backend)

@@ -4,15 +4,40 @@ from typing import Literal
 
 from torch import Tensor
 
-from rsmamba_kernels.cpu import refuses as cpu_refuses
-from rsmamba_kernels.dispatch import Backend, call, register
-from rsmamba_kernels.state_fusion.cpu import state_fusion_cpu
+from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.checks import check_rank, check_tensors
+from rsmamba_kernels.dispatch import REFERENCE, Backend
+from rsmamba_kernels.operator import Example, Operator, waves
+from rsmamba_kernels.state_fusion import cpu
 from rsmamba_kernels.state_fusion.reference import state_fusion_reference
 
 __all__ = ["state_fusion"]
 
-register("state_fusion", Backend("reference", state_fusion_reference))
-register("state_fusion", Backend("cpu", state_fusion_cpu, priority=10, refuses=cpu_refuses))
+
+def _example(device: str) -> Example:
+    """A grid of 3 x 8 pixels, smaller and larger than the reach, with channels to spare."""
+    shape, kernel = (1, 3, 8, 9), (9, 3, 3)
+    tensors = waves(device, shape, shape, (1, 3, 8, 1), (9,), kernel, kernel, kernel, (3,))
+    return list(tensors), [False]
+
+
+_FUSION = Operator(
+    "state_fusion",
+    "h x C D k1 k3 k5 alpha",
+    "bool zeros",
+    output=lambda h, *_: h.new_empty(h.shape),
+    example=_example,
+)
+_FUSION.register(Backend(REFERENCE, state_fusion_reference))
+_FUSION.register(
+    Backend(
+        "cpu",
+        forward=cpu.forward,
+        backward=cpu.backward,
+        priority=10,
+        refuses=cpu_library.refuses,
+    )
+)
 
 
 def state_fusion(
@@ -44,27 +69,30 @@ def state_fusion(
         k5: (D, 3, 3) taps at dilation 5.
         alpha: (3,) share of each dilation.
         padding: How the map goes on beyond its border.
-        backend: ``"reference"``, ``"auto"``, or None for ``RSMAMBA_KERNELS`` and then automatic.
+        backend: See :func:`rsmamba_kernels.selective_scan`.
 
     Returns:
         (B, H, W, D) in ``h.dtype``; 16-bit inputs are summed in float32.
 
     Raises:
-        ValueError: If the padding is unknown or the shapes do not fit each other.
+        TypeError: If an argument is no floating-point tensor.
+        ValueError: If the padding is unknown, or a shape, device or memory layout is wrong.
         BackendError: If the backend is unknown or cannot take these tensors.
     """
     if padding not in ("replicate", "zeros"):
         raise ValueError(f"state_fusion: padding={padding!r}: choose 'replicate' or 'zeros'")
-    # Broadcasting would turn a wrong shape into a wrong result.
-    if h.ndim != 4 or x.shape != h.shape or C.shape != (*h.shape[:3], 1):
-        raise ValueError(
-            f"state_fusion: h {tuple(h.shape)}, x {tuple(x.shape)}, C {tuple(C.shape)}: "
-            "expected (B, H, W, D) twice and (B, H, W, 1)"
-        )
-    channels = h.shape[3]
-    if D.shape != (channels,) or alpha.shape != (3,):
-        raise ValueError(f"state_fusion: D must have shape ({channels},) and alpha (3,)")
-    if any(kernel.shape != (channels, 3, 3) for kernel in (k1, k3, k5)):
-        raise ValueError(f"state_fusion: k1, k3 and k5 must have shape ({channels}, 3, 3)")
-    run = call("state_fusion", h, backend)
-    return run(h, x, C, D, k1, k3, k5, alpha, padding=padding)
+    check_rank("state_fusion", "h", h, "(B, H, W, D)")
+    shape, channels = tuple(h.shape), h.shape[3]
+    check_tensors(
+        "state_fusion",
+        ("h", "x", "C"),
+        h=(h, shape),
+        x=(x, shape),
+        C=(C, (*shape[:3], 1)),
+        D=(D, (channels,)),
+        k1=(k1, (channels, 3, 3)),
+        k3=(k3, (channels, 3, 3)),
+        k5=(k5, (channels, 3, 3)),
+        alpha=(alpha, (3,)),
+    )
+    return _FUSION([h, x, C, D, k1, k3, k5, alpha], [padding == "zeros"], backend)

@@ -1,16 +1,43 @@
 """Spatial-Mamba's scan: one state per channel, and the states themselves are the output."""
 
+import torch
 from torch import Tensor
 
-from rsmamba_kernels.cpu import refuses as cpu_refuses
-from rsmamba_kernels.dispatch import Backend, call, register
-from rsmamba_kernels.state_scan.cpu import state_scan_cpu
+from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
+from rsmamba_kernels.dispatch import REFERENCE, Backend
+from rsmamba_kernels.operator import Example, Operator, waves
+from rsmamba_kernels.state_scan import cpu
 from rsmamba_kernels.state_scan.reference import state_scan_reference
 
 __all__ = ["state_scan"]
 
-register("state_scan", Backend("reference", state_scan_reference))
-register("state_scan", Backend("cpu", state_scan_cpu, priority=10, refuses=cpu_refuses))
+
+def _example(device: str) -> Example:
+    """A grid of 2 x 4 pixels whose channels fill no whole vector."""
+    shape = (1, 2, 4, 9)
+    x, dt, rate, B, bias = waves(device, shape, shape, (9,), (1, 2, 4, 1), (9,))
+    return [x, dt, -torch.exp(rate), B, bias], [True]
+
+
+_SCAN = Operator(
+    "state_scan",
+    "x dt A B dt_bias?",
+    "bool softplus",
+    output=lambda x, *_: x.new_empty(x.shape),
+    example=_example,
+    keeps_output=True,
+)
+_SCAN.register(Backend(REFERENCE, state_scan_reference))
+_SCAN.register(
+    Backend(
+        "cpu",
+        forward=cpu.forward,
+        backward=cpu.backward,
+        priority=10,
+        refuses=cpu_library.refuses,
+    )
+)
 
 
 def state_scan(
@@ -32,26 +59,30 @@ def state_scan(
     Args:
         x: (B, H, W, D) input.
         dt: (B, H, W, D) step sizes before bias and softplus.
-        A: (D,) state decay rates, negative.
+        A: (D,) state decay rates, negative (checked with ``RSMAMBA_KERNELS_DEBUG=1``).
         B: (B, H, W, 1) input weights.
         dt_bias: (D,) added to ``dt``, or None.
         softplus: Whether ``dt`` passes through softplus.
-        backend: ``"reference"``, ``"auto"``, or None for ``RSMAMBA_KERNELS`` and then automatic.
+        backend: See :func:`rsmamba_kernels.selective_scan`.
 
     Returns:
         (B, H, W, D) states in ``x.dtype``; 16-bit inputs are computed with a float32 state.
 
     Raises:
-        ValueError: If the shapes do not fit each other.
+        TypeError: If an argument is no floating-point tensor.
+        ValueError: If a shape, device or memory layout is wrong.
         BackendError: If the backend is unknown or cannot take these tensors.
     """
-    # Broadcasting would turn a wrong shape into a wrong result.
-    if x.ndim != 4 or dt.shape != x.shape or B.shape != (*x.shape[:3], 1):
-        raise ValueError(
-            f"state_scan: x {tuple(x.shape)}, dt {tuple(dt.shape)}, B {tuple(B.shape)}: "
-            "expected (B, H, W, D) twice and (B, H, W, 1)"
-        )
-    if A.shape != x.shape[3:] or (dt_bias is not None and dt_bias.shape != A.shape):
-        raise ValueError(f"state_scan: A and dt_bias must have shape ({x.shape[3]},)")
-    run = call("state_scan", x, backend)
-    return run(x, dt, A, B, dt_bias=dt_bias, softplus=softplus)
+    check_rank("state_scan", "x", x, "(B, H, W, D)")
+    shape, channels = tuple(x.shape), x.shape[3]
+    check_tensors(
+        "state_scan",
+        ("x", "dt", "B"),
+        x=(x, shape),
+        dt=(dt, shape),
+        A=(A, (channels,)),
+        B=(B, (*shape[:3], 1)),
+        dt_bias=(dt_bias, (channels,)),
+    )
+    check_decay("state_scan", A)
+    return _SCAN([x, dt, A, B, dt_bias], [softplus], backend)

@@ -5,28 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsmamba_kernels.recurrence import linear_recurrence
-
-#: Above it softplus(x) = x to the last bit of a float64 (torch's default of 20 is 1e-10 off).
-_SOFTPLUS_THRESHOLD = 40.0
+from rsmamba_kernels.selective_scan.reference import SOFTPLUS_THRESHOLD
 
 
 def state_scan_reference(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    *,
-    dt_bias: Tensor | None = None,
-    softplus: bool = True,
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, dt_bias: Tensor | None, softplus: bool
 ) -> Tensor:
     """See :func:`rsmamba_kernels.state_scan`; differentiable, any floating dtype and device."""
     # Products of many decays lose everything in 16 bits: the state is float32 at least.
-    compute = torch.promote_types(x.dtype, torch.float32)
+    compute = torch.promote_types(torch.promote_types(x.dtype, A.dtype), torch.float32)
     step = dt.to(compute)
     if dt_bias is not None:
         step = step + dt_bias.to(compute)
     if softplus:
-        step = F.softplus(step, threshold=_SOFTPLUS_THRESHOLD)
+        step = F.softplus(step, threshold=SOFTPLUS_THRESHOLD)
     decay = torch.exp(step * A.to(compute))
     drive = step * B.to(compute) * x.to(compute)
     h = linear_recurrence(decay.flatten(1, 2), drive.flatten(1, 2))
