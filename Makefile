@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all gpu lint type imports check format clean
+.PHONY: help install demo test test-all gpu gpu-pack bench lint type imports check format clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,8 +37,18 @@ test: $(STAMP)  ## the fast tests (CPU, offline)
 test-all: $(STAMP)  ## every test, slow ones too
 	$(BIN)/python -m pytest
 
-gpu: $(STAMP)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+# On a machine without a package index: make gpu GPU_PYTHON=python3 (tools/gpu_pack.py says how)
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP))  ## the tests that need a CUDA device
+	PYTHONPATH=$(PYTHONPATH):.:kernels $(GPU_PYTHON) -m pytest -m gpu
+
+gpu-pack: $(STAMP)  ## collect the wheels that a GPU machine without a package index lacks
+	$(BIN)/python tools/gpu_pack.py --out gpu-pack
+
+bench: $(STAMP)  ## time the operators on every backend; writes kernels/BENCHMARKS.md
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 \
+	$(GPU_PYTHON) -m rsmamba_kernels.bench --baselines tests/benchmarks/torch_loops.py \
+	--markdown kernels/BENCHMARKS.md --json kernels/benchmarks.json $(BENCH)
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rsmamba_kernels import cpu as cpu_library
 from rsmamba_kernels.checks import check_rank, check_tensors
-from rsmamba_kernels.conv1d_silu import cpu
+from rsmamba_kernels.conv1d_silu import causal_conv1d, cpu
 from rsmamba_kernels.conv1d_silu.reference import conv1d_silu_reference
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.operator import Example, Operator, waves
@@ -36,6 +36,14 @@ _CONVOLUTION.register(
         backward=cpu.backward,
         priority=10,
         refuses=cpu_library.refuses_sizes(cpu.TAPS, "taps"),
+    )
+)
+_CONVOLUTION.register(
+    Backend(
+        "causal_conv1d",
+        causal_conv1d.conv1d_silu_causal_conv1d,
+        priority=-1,
+        refuses=causal_conv1d.refuses,
     )
 )
 

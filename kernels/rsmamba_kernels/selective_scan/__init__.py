@@ -11,7 +11,7 @@ from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.operator import Example, Operator, waves
 from rsmamba_kernels.order import ClassToken, Order, scan_path
-from rsmamba_kernels.selective_scan import cpu
+from rsmamba_kernels.selective_scan import cpu, mamba_ssm
 from rsmamba_kernels.selective_scan.reference import selective_scan_reference
 
 __all__ = ["selective_scan", "selective_scan_multi"]
@@ -41,6 +41,9 @@ _SCAN.register(
         priority=10,
         refuses=cpu_library.refuses_sizes(cpu.STATES, "states"),
     )
+)
+_SCAN.register(
+    Backend("mamba_ssm", mamba_ssm.selective_scan_mamba_ssm, priority=-1, refuses=mamba_ssm.refuses)
 )
 
 
