@@ -12,15 +12,13 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from rsmamba_kernels.dispatch import Request
 
 _LOG = logging.getLogger(__name__)
 
@@ -157,30 +155,14 @@ def _isa(path: Path, asked: str | None) -> tuple[int, str]:
     return ISAS.index(chosen), ""
 
 
-def refuses(request: Request) -> str | None:
-    """Why the C++ kernels cannot take a call, or None if they can."""
-    if request.device != "cpu":
-        return f"it runs on the CPU, not on {request.device}"
-    for dtype in request.dtypes:
+def refuses(device: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Why the C++ kernels cannot take such tensors, or None if they can."""
+    if device != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    for dtype in dtypes:
         if dtype not in _DTYPES:
             return f"it computes in float32, not in {dtype}"
-    if request.wrapped:
-        return "it needs plain tensors with data, not wrapped or traced ones"
-    if request.empty:
-        return "a tensor is empty"
     return _isa(LIBRARY, os.environ.get(ISA_ENVIRONMENT))[1] or None
-
-
-def refuses_sizes(sizes: Sequence[int], what: str) -> Callable[[Request], str | None]:
-    """:func:`refuses` for kernels that are compiled for some sizes only."""
-
-    def answer(request: Request) -> str | None:
-        if request.size and request.size not in sizes:
-            known = ", ".join(map(str, sizes))
-            return f"it is compiled for {known} {what}, not for {request.size}"
-        return refuses(request)
-
-    return answer
 
 
 @functools.cache

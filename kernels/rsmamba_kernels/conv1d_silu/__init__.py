@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_rank, check_tensors
-from rsmamba_kernels.conv1d_silu import causal_conv1d, cpu
+from rsmamba_kernels.conv1d_silu import causal_conv1d
 from rsmamba_kernels.conv1d_silu.reference import conv1d_silu_reference
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.operator import Example, Operator, waves
@@ -29,15 +29,7 @@ _CONVOLUTION = Operator(
     size=lambda tensors: tensors[1].shape[-1],  # type: ignore[union-attr]
 )
 _CONVOLUTION.register(Backend(REFERENCE, conv1d_silu_reference))
-_CONVOLUTION.register(
-    Backend(
-        "cpu",
-        forward=cpu.forward,
-        backward=cpu.backward,
-        priority=10,
-        refuses=cpu_library.refuses_sizes(cpu.TAPS, "taps"),
-    )
-)
+_CONVOLUTION.register(kernels("cpu", __name__, (2, 3, 4), "taps"))
 _CONVOLUTION.register(
     Backend(
         "causal_conv1d",

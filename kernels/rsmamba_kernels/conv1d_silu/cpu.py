@@ -9,9 +9,6 @@ from torch import Tensor
 from rsmamba_kernels import cpu
 from rsmamba_kernels.cpu import Operation
 
-#: Numbers of taps that the kernels are compiled for.
-TAPS = (2, 3, 4)
-
 
 class _Args(ctypes.Structure):
     """ConvolutionArgs of csrc/abi.h."""

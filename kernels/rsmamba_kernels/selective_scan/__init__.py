@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.operator import Example, Operator, waves
 from rsmamba_kernels.order import ClassToken, Order, scan_path
-from rsmamba_kernels.selective_scan import cpu, mamba_ssm
+from rsmamba_kernels.selective_scan import mamba_ssm
 from rsmamba_kernels.selective_scan.reference import selective_scan_reference
 
 __all__ = ["selective_scan", "selective_scan_multi"]
@@ -33,15 +33,7 @@ _SCAN = Operator(
     size=lambda tensors: tensors[2].shape[-1],  # type: ignore[union-attr]
 )
 _SCAN.register(Backend(REFERENCE, selective_scan_reference))
-_SCAN.register(
-    Backend(
-        "cpu",
-        forward=cpu.forward,
-        backward=cpu.backward,
-        priority=10,
-        refuses=cpu_library.refuses_sizes(cpu.STATES, "states"),
-    )
-)
+_SCAN.register(kernels("cpu", __name__, (1, 4, 8, 16), "states"))
 _SCAN.register(
     Backend("mamba_ssm", mamba_ssm.selective_scan_mamba_ssm, priority=-1, refuses=mamba_ssm.refuses)
 )

@@ -9,9 +9,6 @@ from torch import Tensor
 from rsmamba_kernels import cpu
 from rsmamba_kernels.cpu import Operation
 
-#: Numbers of states that the kernels are compiled for.
-STATES = (1, 4, 8, 16)
-
 #: What every kernel takes of one direction: u, dt, A, B, C, D, dt_bias.
 _Inputs = Sequence[Tensor | None]
 

@@ -4,11 +4,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_rank, check_tensors
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.operator import Example, Operator, waves
-from rsmamba_kernels.state_fusion import cpu
 from rsmamba_kernels.state_fusion.reference import state_fusion_reference
 
 __all__ = ["state_fusion"]
@@ -29,15 +28,7 @@ _FUSION = Operator(
     example=_example,
 )
 _FUSION.register(Backend(REFERENCE, state_fusion_reference))
-_FUSION.register(
-    Backend(
-        "cpu",
-        forward=cpu.forward,
-        backward=cpu.backward,
-        priority=10,
-        refuses=cpu_library.refuses,
-    )
-)
+_FUSION.register(kernels("cpu", __name__))
 
 
 def state_fusion(

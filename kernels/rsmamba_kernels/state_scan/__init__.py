@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from rsmamba_kernels import cpu as cpu_library
+from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.operator import Example, Operator, waves
-from rsmamba_kernels.state_scan import cpu
 from rsmamba_kernels.state_scan.reference import state_scan_reference
 
 __all__ = ["state_scan"]
@@ -29,15 +28,7 @@ _SCAN = Operator(
     keeps_output=True,
 )
 _SCAN.register(Backend(REFERENCE, state_scan_reference))
-_SCAN.register(
-    Backend(
-        "cpu",
-        forward=cpu.forward,
-        backward=cpu.backward,
-        priority=10,
-        refuses=cpu_library.refuses,
-    )
-)
+_SCAN.register(kernels("cpu", __name__))
 
 
 def state_scan(
