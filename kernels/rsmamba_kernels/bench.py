@@ -172,14 +172,14 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         yield fusion_case(like, b, side, width)
 
 
-def forms(case: Case, isas: Sequence[str], baselines: dict[str, Form]) -> dict[str, Form]:
+def forms(case: Case, isas: Sequence[str], to_beat: dict[str, Form]) -> dict[str, Form]:
     """The forms of a case that can run here, the one to compare with first."""
     first = case.tensors[0]
     dtypes = tuple(t.dtype for t in case.tensors)
     request = Request(first.device.type, dtypes, case.size)
     found: dict[str, Form] = {}
-    if case.operator in baselines and (case.operator != "selective_scan" or first.shape[0] == 1):
-        found["torch loop"] = baselines[case.operator]
+    if case.operator in to_beat and (case.operator != "selective_scan" or first.shape[0] == 1):
+        found["torch"] = to_beat[case.operator]
     for name, backend in dispatch.entry(case.operator).backends.items():
         if backend.refuses(request) is not None:
             continue
@@ -352,7 +352,7 @@ def write_section(path: Path, title: str, text: str) -> None:
     path.write_text(new.rstrip() + "\n")
 
 
-def _baselines(path: Path | None) -> dict[str, Form]:
+def baselines(path: Path | None) -> dict[str, Form]:
     """The functions of a Python file that are named as operators."""
     if path is None:
         return {}
@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     clock = Clock(arguments.device)
-    baselines = _baselines(arguments.baselines)
+    to_beat = baselines(arguments.baselines)
     results: list[Result] = []
     started = os.getloadavg()[0]
     for threads in arguments.threads:
@@ -388,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in cases(arguments.device, arguments.quick):
             if arguments.only and arguments.only not in case.operator:
                 continue
-            found = forms(case, arguments.isa, baselines)
+            found = forms(case, arguments.isa, to_beat)
             part = measure(case, found, clock, arguments.repeats)
             print(table(part), flush=True)
             results += part

@@ -4,6 +4,7 @@ Device functions that kernels call are in :mod:`rsmamba_kernels.triton_math`, wh
 """
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -12,6 +13,8 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +99,24 @@ def _capability_problem() -> str | None:
 
 
 def as_images(tensor: Tensor) -> Tensor:
-    """(B, ..., D) as (B, L, D) with a contiguous last dimension; a view where possible."""
-    tensor = tensor.flatten(1, -2)
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """(B, ..., D) as (B, L, D) with a contiguous last dimension; a view where possible.
+
+    Raises:
+        ValueError: If an image is so large that the kernels cannot count its elements.
+    """
+    images = tensor.flatten(1, -2)
+    if images.stride(-1) != 1 and images.shape[-1] > 1:
+        images = images.contiguous()
+    if images.shape[1] * max(images.stride(1), images.shape[2]) >= 2**31:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{shape}: the kernels count within an image in 32 bits; cut it up")
+    return images
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """(..., D) as (N, D) with a contiguous last dimension; a view where possible."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
 def parameter(tensor: Tensor | None) -> Tensor | None:
@@ -114,6 +132,12 @@ def ceil_div(number: int, by: int) -> int:
 def power_of_two(number: int) -> int:
     """Smallest power of two that is not below a positive number."""
     return 1 << (number - 1).bit_length()
+
+
+def register_limit(device: torch.device, registers: int) -> dict[str, int]:
+    """Compiler option for the registers of a thread; only NVIDIA's assembler knows it."""
+    nvidia = not torch.version.hip and device.type != "xpu"
+    return {"maxnreg": registers} if nvidia else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +231,46 @@ def ahead_of_time(
     source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options or {})
     return read_cubin(binary.asm["cubin"])
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a kernel is launched with.
+
+    Attributes:
+        kernel: ``"module:function"``, imported when it runs.
+        grid: Numbers of programs.
+        arguments: All its arguments by name.
+        options: For the compiler, ``num_warps`` and the like.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    def __call__(self) -> None:
+        """Run it on the GPU that the tensors are on."""
+        with _device_of(self.arguments.values()):
+            self._function()[self.grid](**self.arguments, **self.options)
+
+    def compile(self, arch: int) -> Compiled:
+        """Compile it for an NVIDIA architecture without having one; tensors may be on meta."""
+        function = self._function()
+        signature, constants = describe(function, self.arguments)
+        return ahead_of_time(function, signature, constants, self.options, arch)
+
+    def _function(self) -> Any:
+        module, name = self.kernel.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+def _device_of(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
+    """Make the tensors' GPU the current one: that is where Triton launches."""
+    device = next(value.device for value in arguments if isinstance(value, Tensor))
+    if device.type not in _DEVICES:
+        return nullcontext()
+    return getattr(torch, device.type).device(device)
 
 
 def tool(name: str) -> Path | None:

@@ -1,10 +1,13 @@
 """The benchmark: it runs every operator, compares with what it is given, and keeps its file."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from rsmamba_kernels import bench, cpu, dispatch
+from tests.kernels.cases import relative_error
 
 LOOPS = '''
 """A form in PyTorch."""
@@ -47,7 +50,7 @@ def test_ratios_compare_with_the_given_form_or_the_reference(report):
         base = first.setdefault((r["operator"], r["shape"]), r)
         assert r["ratio"] == pytest.approx(base["forward_median"] / r["forward_median"])
         assert r["ratio_both"] == pytest.approx(base["both_median"] / r["both_median"])
-    assert {r["form"] for r in first.values()} == {"reference", "torch loop"}
+    assert {r["form"] for r in first.values()} == {"reference", "torch"}
 
 
 def test_a_second_run_replaces_the_section_of_its_machine(report):
@@ -65,3 +68,24 @@ def test_other_machines_sections_stay(tmp_path):
     assert path.read_text() == (
         "# Benchmarks of the operators\n\n## one (A+)\n\n3\n\n## two\n\n2\n"
     )
+
+
+@pytest.mark.parametrize("name", ["selective_scan", "state_fusion"])
+def test_the_forms_to_beat_compute_the_operators_and_their_gradients(name):
+    forms = bench.baselines(Path(__file__).parents[1] / "benchmarks" / "torch_loops.py")
+    like = torch.empty(0)
+    case = {
+        "selective_scan": lambda: bench.scan_case(like, 1, 2, 26, 20, 4),
+        "state_fusion": lambda: bench.fusion_case(like, 2, 9, 20),
+    }[name]()
+    exact = [t.detach().double().requires_grad_() for t in case.tensors]
+    wanted = case.call(*exact, backend="reference")
+    cotangent = torch.randn_like(wanted)
+    got = forms[name](*case.tensors)
+    assert relative_error(got, wanted) <= 2e-6
+    gradients = torch.autograd.grad(got, case.tensors, cotangent.float())
+    expected = torch.autograd.grad(wanted, exact, cotangent)
+    for a, b in zip(gradients, expected, strict=True):
+        assert relative_error(a, b) <= 5e-6
+    with torch.no_grad():
+        assert relative_error(forms[name](*case.tensors), wanted) <= 2e-6

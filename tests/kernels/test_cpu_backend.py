@@ -85,9 +85,13 @@ class TestSelectiveScan:
         assert_matches_reference(selective_scan, inputs, order=order, grid=grid, cls=cls)
 
     @pytest.mark.parametrize("n", [1, 4, 8, 16])
-    @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 50, 145])
+    @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 49, 50, 144, 145, 197])
     def test_every_length_and_number_of_states(self, isa, length, n):
         assert_matches_reference(selective_scan, scan_inputs(1, length, 17, n))
+
+    @pytest.mark.parametrize("length", [1025, 4096])
+    def test_long_sequences(self, isa, length):
+        assert_matches_reference(selective_scan, scan_inputs(1, length, 17, 16))
 
     @pytest.mark.parametrize("d", [1, 8, 16, 64, 65, 130])
     def test_widths_that_fill_no_whole_vector_or_group(self, isa, d):

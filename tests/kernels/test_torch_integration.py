@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -23,6 +24,17 @@ def arguments(name, backend):
     tensors, options = dispatch.entry(name).example("cpu")
     leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
     return (*leaves, *options, backend)
+
+
+class Named(nn.Module):
+    """A module whose forward is an operator."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, **inputs):
+        return self.function(**inputs)
 
 
 @pytest.fixture(params=OPERATORS)
@@ -76,25 +88,34 @@ def test_it_exports(operator, dtype, strict):
     function, inputs = operator
     inputs = {name: t.to(dtype) for name, t in inputs.items()}
 
-    class Module(nn.Module):
-        def forward(self, **kwargs):
-            return function(**kwargs)
-
-    program = torch.export.export(Module(), (), inputs, strict=strict)
+    program = torch.export.export(Named(function), (), inputs, strict=strict)
     torch.testing.assert_close(program.module()(**inputs), function(**inputs))
     calls = [n.target for n in program.graph.nodes if str(n.target).startswith("rsmamba.")]
     # Kernels are opaque, the reference is made of torch's own operations.
     assert not (calls and dtype == torch.float64)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "state_fusion" else pytest.mark.slow) for n in OPERATORS],
+)
+def test_onnx_export_is_of_operations_that_onnx_knows_and_computes_the_same(name, tmp_path):
+    function, make = OPERATORS[name]
+    inputs = make()
+    program = torch.onnx.export(
+        Named(function).eval(), (), kwargs=inputs, dynamo=True, verbose=False
+    )
+    program.save(tmp_path / "operator.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "operator.onnx")
+    feeds = zip(session.get_inputs(), inputs.values(), strict=True)
+    (got,) = session.run(None, {slot.name: tensor.numpy() for slot, tensor in feeds})
+    assert relative_error(torch.from_numpy(got), function(**inputs, backend="reference")) <= 1e-5
+
+
 @needs_library
 def test_an_exported_program_runs_where_the_kernels_are_missing(monkeypatch, tmp_path):
-    class Module(nn.Module):
-        def forward(self, **kwargs):
-            return selective_scan(**kwargs)
-
     inputs = scan_inputs()
-    program = torch.export.export(Module(), (), inputs)
+    program = torch.export.export(Named(selective_scan), (), inputs)
     assert any("rsmamba.selective_scan" in str(n.target) for n in program.graph.nodes)
     monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "missing.so")
     wanted = selective_scan(**inputs, backend="reference")

@@ -8,8 +8,8 @@ from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_rank, check_tensors
 from rsmamba_kernels.conv1d_silu import causal_conv1d
 from rsmamba_kernels.conv1d_silu.reference import conv1d_silu_reference
+from rsmamba_kernels.custom_op import Example, Operator, waves
 from rsmamba_kernels.dispatch import REFERENCE, Backend
-from rsmamba_kernels.operator import Example, Operator, waves
 from rsmamba_kernels.order import ClassToken, scan_path
 
 __all__ = ["conv1d_silu"]
@@ -30,6 +30,7 @@ _CONVOLUTION = Operator(
 )
 _CONVOLUTION.register(Backend(REFERENCE, conv1d_silu_reference))
 _CONVOLUTION.register(kernels("cpu", __name__, (2, 3, 4), "taps"))
+_CONVOLUTION.register(kernels("triton", __name__))
 _CONVOLUTION.register(
     Backend(
         "causal_conv1d",

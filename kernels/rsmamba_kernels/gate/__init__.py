@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
+from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_rank, check_tensors
+from rsmamba_kernels.custom_op import Example, Operator, waves
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.gate.reference import gate_reference
-from rsmamba_kernels.operator import Example, Operator, waves
 
 __all__ = ["gate"]
 
@@ -19,6 +20,7 @@ _GATE = Operator(
     "gate", "y z", "float scale", output=lambda y, *_: y.new_empty(y.shape), example=_example
 )
 _GATE.register(Backend(REFERENCE, gate_reference))
+_GATE.register(kernels("triton", __name__))
 
 
 def gate(y: Tensor, z: Tensor, *, scale: float = 1.0, backend: str | None = None) -> Tensor:

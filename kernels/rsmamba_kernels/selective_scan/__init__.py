@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
+from rsmamba_kernels.custom_op import Example, Operator, waves
 from rsmamba_kernels.dispatch import REFERENCE, Backend
-from rsmamba_kernels.operator import Example, Operator, waves
 from rsmamba_kernels.order import ClassToken, Order, scan_path
 from rsmamba_kernels.selective_scan import mamba_ssm
 from rsmamba_kernels.selective_scan.reference import selective_scan_reference
@@ -34,6 +34,7 @@ _SCAN = Operator(
 )
 _SCAN.register(Backend(REFERENCE, selective_scan_reference))
 _SCAN.register(kernels("cpu", __name__, (1, 4, 8, 16), "states"))
+_SCAN.register(kernels("triton", __name__, (1, 4, 8, 16), "states"))
 _SCAN.register(
     Backend("mamba_ssm", mamba_ssm.selective_scan_mamba_ssm, priority=-1, refuses=mamba_ssm.refuses)
 )

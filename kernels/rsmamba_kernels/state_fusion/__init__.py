@@ -6,8 +6,8 @@ from torch import Tensor
 
 from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_rank, check_tensors
+from rsmamba_kernels.custom_op import Example, Operator, waves
 from rsmamba_kernels.dispatch import REFERENCE, Backend
-from rsmamba_kernels.operator import Example, Operator, waves
 from rsmamba_kernels.state_fusion.reference import state_fusion_reference
 
 __all__ = ["state_fusion"]
@@ -29,6 +29,7 @@ _FUSION = Operator(
 )
 _FUSION.register(Backend(REFERENCE, state_fusion_reference))
 _FUSION.register(kernels("cpu", __name__))
+_FUSION.register(kernels("triton", __name__))
 
 
 def state_fusion(

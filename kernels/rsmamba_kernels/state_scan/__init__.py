@@ -5,8 +5,8 @@ from torch import Tensor
 
 from rsmamba_kernels.backends import kernels
 from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
+from rsmamba_kernels.custom_op import Example, Operator, waves
 from rsmamba_kernels.dispatch import REFERENCE, Backend
-from rsmamba_kernels.operator import Example, Operator, waves
 from rsmamba_kernels.state_scan.reference import state_scan_reference
 
 __all__ = ["state_scan"]
@@ -29,6 +29,7 @@ _SCAN = Operator(
 )
 _SCAN.register(Backend(REFERENCE, state_scan_reference))
 _SCAN.register(kernels("cpu", __name__))
+_SCAN.register(kernels("triton", __name__))
 
 
 def state_scan(

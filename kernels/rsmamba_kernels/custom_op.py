@@ -133,7 +133,7 @@ class Operator:
         with full_precision(tensors[0].device.type):
             if backend.forward is not None:
                 return backend.forward(*tensors, *options)
-            assert backend.function is not None  # noqa: S101 - a backend has one or the other
+            assert backend.function is not None  # noqa: S101 - one of the two is there
             return backend.function(*tensors, *options).contiguous()
 
     def _run_backward(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -148,7 +148,7 @@ class Operator:
                     lambda: _differentiate(backend, grad, tensors, options)
                 )
         return tuple(
-            grad.new_empty(0) if t is None else g.to(t.dtype).contiguous()
+            grad.new_empty(0) if t is None else _own(g.to(t.dtype).contiguous())
             for g, t in zip(gradients, tensors, strict=True)
         )
 
@@ -175,11 +175,17 @@ class Operator:
         )
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """A copy of what is part of a larger buffer: outputs of custom operations share none."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
+
+
 def _differentiate(
     backend: Backend, grad: Tensor, tensors: Sequence[Tensor | None], options: Sequence[Any]
 ) -> list[Tensor]:
     """Gradients of a differentiable function, run once more."""
-    assert backend.function is not None  # noqa: S101 - a backend has one or the other
+    assert backend.function is not None  # noqa: S101 - or it has a backward
     leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
     present = [leaf for leaf in leaves if leaf is not None]
     with torch.enable_grad(), full_precision(grad.device.type):
@@ -205,11 +211,7 @@ def _facts(
 
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether operations on the tensor are recorded or transformed instead of done."""
-    return (
-        torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    return torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 # A tracer sees the answer as a constant of the graph; it could not follow the question.
@@ -224,5 +226,8 @@ def _chosen(
     size: int,
     backend: str | None,
 ) -> str:
+    if torch.onnx.is_in_onnx_export():
+        # The exporter traces like a compiler, but ONNX knows none of our operations.
+        wrapped, compiling = True, False
     request = Request(device, dtypes, size, empty, wrapped, compiling)
     return dispatch.resolve(operator, request, backend).name
