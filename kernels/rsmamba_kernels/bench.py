@@ -8,28 +8,22 @@ that must be computed (at 16 per clock and multiprocessor).
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rsmamba_kernels import (
-    conv1d_silu,
-    cpu,
-    dispatch,
-    gate,
-    selective_scan_multi,
-    state_fusion,
-    state_scan,
-)
+from rsmamba_kernels import cpu, dispatch
+from rsmamba_kernels.bench_cases import Case, cases
 from rsmamba_kernels.dispatch import REFERENCE, Request
 
 #: A form of an operator: takes the case's tensors.
@@ -39,32 +33,12 @@ _REFERENCE_TENSORS = 8
 
 
 @dataclass(frozen=True)
-class Case:
-    """One operator on one shape.
-
-    Attributes:
-        operator: Name in the registry.
-        shape: For the reader.
-        tensors: Inputs; those of a floating dtype require gradients.
-        call: The public function; takes the tensors and ``backend``.
-        exponentials: Exponentials and logarithms that a forward must compute.
-        size: See :class:`rsmamba_kernels.dispatch.Request`.
-    """
-
-    operator: str
-    shape: str
-    tensors: list[Tensor]
-    call: Callable[..., Tensor]
-    exponentials: int = 0
-    size: int = 0
-
-
-@dataclass(frozen=True)
 class Result:
     """Milliseconds of one form of a case; None where a form was too large for the memory.
 
-    ``ratio`` and ``ratio_both`` compare medians with the first form of the case; ``floor`` and
-    ``bandwidth`` (bytes that must move per second, in 1e9) are of GPUs.
+    ``ratio`` and ``ratio_both`` compare medians with the first form of the case; ``memory`` is the
+    most that a forward without gradients allocates, its output included, in MB (1e6 bytes);
+    ``floor`` and ``bandwidth`` (bytes that must move per second, in 1e9) are of GPUs.
     """
 
     operator: str
@@ -78,98 +52,9 @@ class Result:
     both_min: float | None
     both_median: float | None
     ratio_both: float | None
+    memory: float
     floor: float | None = None
     bandwidth: float | None = None
-
-
-def _leaf(*shape: int, like: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    return (scale * torch.randn(shape, device=like.device) + shift).to(like.dtype).requires_grad_()
-
-
-def _weight(*shape: int, like: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    return _leaf(*shape, like=like.float(), scale=scale, shift=shift)
-
-
-def scan_case(like: Tensor, k: int, b: int, length: int, d: int, n: int = 16) -> Case:
-    """Selective scan in k directions over a square grid with a class token in the middle."""
-    side = int((length - 1) ** 0.5)
-    grid = (side, (length - 1) // side)
-    orders = tuple(range(k))
-    rows = [_leaf(k, b, length, w, like=like) for w in (d, d, n, n)]
-    u, dt, B, C = rows
-    A = (-torch.exp(_weight(k, d, n, like=like))).detach().requires_grad_()
-    D, bias = _weight(k, d, like=like), _weight(k, d, like=like, shift=-3)
-
-    def call(*tensors: Tensor, backend: str | None = None) -> Tensor:
-        *args, dt_bias = tensors
-        return selective_scan_multi(
-            *args, dt_bias=dt_bias, orders=orders, grid=grid, cls="middle", backend=backend
-        )
-
-    shape = f"K{k} B{b} L{length} D{d} N{n}"
-    work = k * b * length * d
-    return Case("selective_scan", shape, [u, dt, A, B, C, D, bias], call, work * (n + 2), n)
-
-
-def convolution_case(like: Tensor, k: int, b: int, length: int, d: int) -> Case:
-    """Causal convolution along k orders."""
-    side = int((length - 1) ** 0.5)
-    path = {"orders": tuple(range(k)), "grid": (side, (length - 1) // side), "cls": "middle"}
-    tensors = [
-        _leaf(b, length, d, like=like),
-        _weight(k, d, 4, like=like),
-        _weight(k, d, like=like),
-    ]
-
-    def call(*tensors: Tensor, backend: str | None = None) -> Tensor:
-        return conv1d_silu(*tensors, **path, backend=backend)  # type: ignore[arg-type]
-
-    shape = f"K{k} B{b} L{length} D{d} W4"
-    return Case("conv1d_silu", shape, tensors, call, k * b * length * d, 4)
-
-
-def gate_case(like: Tensor, b: int, length: int, d: int) -> Case:
-    """Gate whose z is one half of a wider row, as in a mixer."""
-    z = torch.randn(b, length, 2 * d, device=like.device).to(like.dtype)[..., d:].requires_grad_()
-    tensors = [_leaf(b, length, d, like=like), z]
-    return Case("gate", f"B{b} L{length} D{d}", tensors, gate, b * length * d)
-
-
-def state_case(like: Tensor, b: int, side: int, d: int) -> Case:
-    """State scan."""
-    x, dt, B = (_leaf(b, side, side, w, like=like) for w in (d, d, 1))
-    A = (-torch.exp(_weight(d, like=like))).detach().requires_grad_()
-
-    def call(*tensors: Tensor, backend: str | None = None) -> Tensor:
-        return state_scan(*tensors[:-1], dt_bias=tensors[-1], backend=backend)
-
-    work = b * side * side * d
-    bias = _weight(d, like=like, shift=-2)
-    return Case("state_scan", f"B{b} {side}x{side}x{d}", [x, dt, A, B, bias], call, 3 * work)
-
-
-def fusion_case(like: Tensor, b: int, side: int, d: int) -> Case:
-    """State fusion with the output and skip weights."""
-    h, x, C = (_leaf(b, side, side, w, like=like) for w in (d, d, 1))
-    kernels = [_weight(d, 3, 3, like=like) for _ in range(3)]
-    tensors = [h, x, C, _weight(d, like=like), *kernels, _weight(3, like=like)]
-    return Case("state_fusion", f"B{b} {side}x{side}x{d}", tensors, state_fusion)
-
-
-def cases(device: str, quick: bool) -> Iterator[Case]:
-    """RoMA-Base and the stages of Spatial-Mamba-Tiny at 224 pixels, one case after the other."""
-    cuda = device == "cuda"
-    like = torch.empty(0, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-    b, d = (128, 768) if cuda else (4, 768)
-    if quick:
-        b, d = 1, 64
-    yield scan_case(like, 1, b, 197, d)
-    yield scan_case(like, 4, b, 197, d)
-    yield convolution_case(like, 4, b, 197, d)
-    yield gate_case(like, b, 197, d)
-    for side, width in ((56, 128), (28, 256), (14, 512), (7, 1024))[: 1 if quick else 4]:
-        yield state_case(like, b, side, width)
-        yield fusion_case(like, b, side, width)
 
 
 def forms(case: Case, isas: Sequence[str], to_beat: dict[str, Form]) -> dict[str, Form]:
@@ -229,6 +114,22 @@ class Clock:
         end_event.synchronize()
         return start_event.elapsed_time(end_event)
 
+    def peak(self, call: Callable[[], object]) -> int:
+        """Most bytes that a call has allocated for tensors at one time."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            return torch.cuda.max_memory_allocated() - before
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profile:
+            call()
+        # The public list of events holds no allocation that was made inside an operation.
+        raw = profile.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in raw if e.name() == "[memory]")
+        return max(itertools.accumulate((size for _, size in changes), initial=0))
+
     def copy_bandwidth(self) -> float:
         """Bytes per second, read and written, of the device's own copy."""
         source = torch.empty(2**30, dtype=torch.int8, device=self.flush.device)
@@ -239,7 +140,8 @@ class Clock:
 
 def measure(case: Case, found: dict[str, Form], clock: Clock, repeats: int) -> list[Result]:
     """Run all forms in turn, ``repeats`` times after one round without a watch."""
-    cotangent: dict[str, Tensor] = {}
+    with torch.no_grad():
+        cotangent = torch.randn_like(next(iter(found.values()))(*case.tensors))
     runs: dict[str, tuple[list[float], list[float]]] = {}
     too_large = set()
 
@@ -247,10 +149,8 @@ def measure(case: Case, found: dict[str, Form], clock: Clock, repeats: int) -> l
         with torch.no_grad():
             form(*case.tensors)
 
-    def both(name: str, form: Form) -> None:
-        y = form(*case.tensors)
-        gradient = cotangent.setdefault("y", torch.randn_like(y))
-        torch.autograd.grad(y, case.tensors, gradient)
+    def both(form: Form) -> None:
+        torch.autograd.grad(form(*case.tensors), case.tensors, cotangent)
 
     for round_ in range(repeats + 1):
         for name, form in found.items():
@@ -262,9 +162,12 @@ def measure(case: Case, found: dict[str, Form], clock: Clock, repeats: int) -> l
                 too_large.add(name)
             if name in too_large:
                 continue
-            both(name, form)
-            series[1].append(clock(lambda n=name, f=form: both(n, f)))  # type: ignore[misc]
-    return [_result(case, name, runs, clock) for name in found]
+            both(form)
+            series[1].append(clock(lambda form=form: both(form)))  # type: ignore[misc]
+    return [
+        _result(case, name, runs, clock, clock.peak(lambda form=form: forward(form)))  # type: ignore[misc]
+        for name, form in found.items()
+    ]
 
 
 def _is_too_large(case: Case) -> bool:
@@ -277,7 +180,11 @@ def _is_too_large(case: Case) -> bool:
 
 
 def _result(
-    case: Case, name: str, runs: dict[str, tuple[list[float], list[float]]], clock: Clock
+    case: Case,
+    name: str,
+    runs: dict[str, tuple[list[float], list[float]]],
+    clock: Clock,
+    peak: int,
 ) -> Result:
     base = next(iter(runs.values()))
     medians = [statistics.median(series[1:]) if series[1:] else None for series in runs[name]]
@@ -301,6 +208,7 @@ def _result(
         None if both is None else min(runs[name][1][1:]),
         both,
         None if both is None or bases[1] is None else bases[1] / both,
+        peak / 1e6,
         floor,
         bandwidth,
     )
@@ -326,15 +234,18 @@ def machine(device: str) -> str:
 def table(results: Sequence[Result]) -> str:
     """Markdown, one line per form; times are min / median in milliseconds."""
     cuda = any(r.floor is not None for r in results)
-    head = "| operator | shape | dtype | form | threads | forward | x | forward + backward | x |"
+    head = (
+        "| operator | shape | dtype | form | threads | forward | x | forward + backward | x | MB |"
+    )
     lines = [head + (" / floor | GB/s |" if cuda else "")]
-    lines.append("|---" * (11 if cuda else 9) + "|")
+    lines.append("|---" * (12 if cuda else 10) + "|")
     for r in results:
         both = "-" if r.both_median is None else f"{r.both_min:.3f} / {r.both_median:.3f}"
         ratio = "-" if r.ratio_both is None else f"{r.ratio_both:.1f}"
         line = (
             f"| {r.operator} | {r.shape} | {r.dtype} | {r.form} | {r.threads} "
-            f"| {r.forward_min:.3f} / {r.forward_median:.3f} | {r.ratio:.1f} | {both} | {ratio} |"
+            f"| {r.forward_min:.3f} / {r.forward_median:.3f} | {r.ratio:.1f} | {both} | {ratio} "
+            f"| {r.memory:.1f} |"
         )
         lines.append(line + (f" {r.floor:.2f} | {r.bandwidth:.0f} |" if r.floor else ""))
     return "\n".join(lines)
@@ -395,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     load = f"load {started:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
     note = (
         f"{load}. Milliseconds, min / median of {arguments.repeats} calls in turn; x: the first "
-        "form's median over this one's."
+        "form's median over this one's; MB: the most that a forward without gradients allocates, "
+        "its output included."
     )
     name = machine(arguments.device)
     if arguments.markdown:

@@ -1,14 +1,20 @@
 """Random arguments of every operator, for the tests of what all of them share."""
 
+import pytest
 import torch
 
 from rsmamba_kernels import (
     conv1d_silu,
+    cpu,
     gate,
     selective_scan,
     selective_scan_multi,
     state_fusion,
     state_scan,
+)
+
+needs_library = pytest.mark.skipif(
+    not cpu.supported_isas(), reason="the C++ library is not built: pip install -e ."
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsmamba_kernels import bench, cpu, dispatch
+from rsmamba_kernels import bench, bench_cases, cpu, dispatch
 from tests.kernels.cases import relative_error
 
 LOOPS = '''
@@ -43,6 +43,16 @@ def test_every_operator_and_backend_is_timed_both_ways(report):
         assert 0 < r["both_min"] <= r["both_median"]
 
 
+def test_the_peak_of_a_call_counts_what_lives_at_the_same_time():
+    def call():
+        a = torch.empty(1000, 250)
+        b = torch.empty(500, 250)
+        del b
+        return torch.empty(250, 250), a + 1
+
+    assert bench.Clock("cpu").peak(call) == pytest.approx(2.25e6, rel=1e-3)
+
+
 def test_ratios_compare_with_the_given_form_or_the_reference(report):
     figures, _ = report
     first = {}
@@ -75,8 +85,8 @@ def test_the_forms_to_beat_compute_the_operators_and_their_gradients(name):
     forms = bench.baselines(Path(__file__).parents[1] / "benchmarks" / "torch_loops.py")
     like = torch.empty(0)
     case = {
-        "selective_scan": lambda: bench.scan_case(like, 1, 2, 26, 20, 4),
-        "state_fusion": lambda: bench.fusion_case(like, 2, 9, 20),
+        "selective_scan": lambda: bench_cases.scan_case(like, 1, 2, 26, 20, 4),
+        "state_fusion": lambda: bench_cases.fusion_case(like, 2, 9, 20),
     }[name]()
     exact = [t.detach().double().requires_grad_() for t in case.tensors]
     wanted = case.call(*exact, backend="reference")

@@ -14,15 +14,12 @@ from rsmamba_kernels import BackendError, cpu, selective_scan, state_fusion, sta
 from tests.kernels.cases import (
     OPERATORS,
     fusion_inputs,
+    needs_library,
     randn,
     relative_error,
     run,
     scan_inputs,
     state_inputs,
-)
-
-needs_library = pytest.mark.skipif(
-    not cpu.supported_isas(), reason="the C++ library is not built: pip install -e ."
 )
 
 #: Largest error relative to the largest magnitude of the tensor.

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rsmamba_kernels import BackendError, extension, selective_scan, status
+from rsmamba_kernels import BackendError, dispatch, extension, selective_scan, status
 from rsmamba_kernels.conv1d_silu.causal_conv1d import conv1d_silu_causal_conv1d
 from rsmamba_kernels.conv1d_silu.reference import conv1d_silu_reference
 from rsmamba_kernels.dispatch import Request
@@ -82,7 +82,8 @@ class TestLayout:
         inputs = convolution_inputs(length=21, d=5)
         self.agree(conv1d_silu_causal_conv1d, conv1d_silu_reference, inputs, PATH)
 
-    def test_they_are_taken_on_request_only(self):
+    def test_they_are_taken_on_request_only(self, monkeypatch):
+        monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
         assert mamba_ssm.refuses(Request("cuda")) is None
         assert mamba_ssm.refuses(Request("cpu")) == "it runs on CUDA, not on cpu"
         assert mamba_ssm.refuses(Request("cuda", compiling=True)) == "it cannot be traced"

@@ -11,6 +11,9 @@ namespace rsm {
 namespace RSM_ISA {
 
 constexpr int kBlocks = kScanGroup / VL;
+// Steps before its use that the backward fetches a row: going back, rows lie too far apart for the
+// processor to do so by itself.
+constexpr int64_t kFetch = 4;
 
 struct Lane {  // per block of VL channels
     int count;
@@ -64,6 +67,14 @@ static void state_scan_backward(const StateScanArgs& a, int64_t b, int64_t first
         const float weight = a.B.data[b * a.B.batch + t * a.B.row];
         const int64_t at = (b * a.length + t) * a.channels + first;
         V over_B = {};
+        for (int k = 0; t > kFetch && k < blocks; ++k) {
+            __builtin_prefetch(x - kFetch * a.x.row + k * VL);
+            __builtin_prefetch(dt - kFetch * a.dt.row + k * VL);
+            __builtin_prefetch(dh - kFetch * a.dh.row + k * VL);
+            __builtin_prefetch(a.h + at - (kFetch + 1) * a.channels + k * VL);
+            __builtin_prefetch(a.dx + at - kFetch * a.channels + k * VL, 1);
+            __builtin_prefetch(a.ddt + at - kFetch * a.channels + k * VL, 1);
+        }
         for (int k = 0; k < blocks; ++k) {
             const Lane& lane = lanes[k];
             const V u = load_part(x + k * VL, lane.count);

@@ -36,16 +36,24 @@ RSM_INLINE V splat(float x) { return x - V{}; }
 RSM_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
 RSM_INLINE void store(float* p, V x) { *reinterpret_cast<VU*>(p) = x; }
 
-// The last channels of a row that is no multiple of VL.
+// The last channels of a row that is no multiple of VL: rare, and out of the way of the loops.
+__attribute__((noinline, cold)) static void load_few(const float* p, int count, V* x) {
+    *x = V{};
+    memcpy(x, p, sizeof(float) * count);
+}
+__attribute__((noinline, cold)) static void store_few(float* p, const V* x, int count) {
+    memcpy(p, x, sizeof(float) * count);
+}
 RSM_INLINE V load_part(const float* p, int count) {
     if (count >= VL) return load(p);
-    V x = {};
-    memcpy(&x, p, sizeof(float) * count);
+    V x;
+    load_few(p, count, &x);
     return x;
 }
 RSM_INLINE void store_part(float* p, V x, int count) {
-    if (count >= VL) store(p, x);
-    else memcpy(p, &x, sizeof(float) * count);
+    if (count >= VL) return store(p, x);
+    const V copy = x;
+    store_few(p, &copy, count);
 }
 
 // A NaN in x stays.
@@ -72,99 +80,167 @@ RSM_INLINE V at_most(V x, float high) {
 #endif
 }
 
-// x = n + rest, n an integer, |rest| <= 1/2, and p * 2^n for p in [0.7, 1.5].
-struct Split {
-    V n, rest;
-    I exponent;
-};
+// Whether x <= high in every lane; false for a NaN.
+RSM_INLINE bool all_at_most(V x, float high) {
 #if defined(__AVX512F__)
-RSM_INLINE Split split(V x) {
-    const V n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return {n, x - n, I{}};
-}
-// Exact down to zero and up to infinity.
-RSM_INLINE V scale(V p, Split s) { return _mm512_scalef_ps(p, s.n); }
+    return _mm512_cmp_ps_mask(x, splat(high), _CMP_LE_OQ) == 0xffff;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps(_mm256_cmp_ps(x, splat(high), _CMP_LE_OQ)) == 0xff;
 #else
-RSM_INLINE Split split(V x) {
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The limits keep 2^n a
-    // normal number: below them the result is 1e-38 or less.
-    x = at_most(at_least(x, -126.f), 127.f);
-    const V magic = splat(12582912.f), shifted = x + magic, n = shifted - magic;
-    return {n, x - n, reinterpret_cast<I>(shifted)};
+    bool all = true;
+    for (int i = 0; i < VL; ++i) all &= x[i] <= high;
+    return all;
+#endif
 }
-RSM_INLINE V scale(V p, Split s) {
-    return reinterpret_cast<V>(reinterpret_cast<I>(p) + (s.exponent << 23));
+
+RSM_INLINE V size(V x) {
+    return reinterpret_cast<V>(reinterpret_cast<I>(x) & 0x7fffffff);
 }
+RSM_INLINE V larger(V x, V y) { return x > y ? x : y; }
+
+// 2^x = 2^n * T[j] * (1 + r p(r)) with x = n + j / kParts + r: a table that fits in registers
+// shortens the minimax polynomial p, which is what the multipliers spend their time on.
+#if defined(__AVX512F__)
+constexpr int kParts = 16;  // 0 <= r <= 1 / 16
+// Exact where they matter most, as decays add up: 1 + r p(r) T[15] / 2 is 1 at r = 1 / 16.
+constexpr float kExp2[] = {0.6931473612785339f, 0.2401865869760513f, 0.05673075094819069f};
+constexpr float kExp[] = {1.000000238418579f, 0.499916672706604f, 0.17035000026226044f};
+alignas(64) constexpr float kPower[] = {
+    1.f,           1.0442737340f, 1.0905077457f, 1.1387885809f, 1.1892070770f, 1.2418577671f,
+    1.2968395948f, 1.3542555571f, 1.4142135382f, 1.4768261909f, 1.5422108173f, 1.6104903221f,
+    1.6817928553f, 1.7562521696f, 1.8340080976f, 1.9152065516f};
+#elif defined(__AVX2__)
+constexpr int kParts = 8, kShift = 20;  // |r| <= 1 / 16
+constexpr float kExp2[] = {0.6931472420692444f, 0.2402576357126236f, 0.0554962232708931f};
+constexpr float kExp[] = {1.f, 0.5000647902488708f, 0.16664297878742218f};
+// Less j << kShift in their bits: shifting 8 n + j there adds it to the exponent n.
+alignas(32) constexpr int32_t kPower[] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+#else
+constexpr int kParts = 1, kShift = 23;  // no table, |r| <= 1 / 2
+constexpr float kExp2[] = {0.6931470036506653f, 0.24022242426872253f, 0.05550733581185341f,
+                           0.009671512991189957f, 0.001326472731307149f};
+constexpr float kExp[] = {0.9999997019767761f, 0.4999915063381195f, 0.1666763722896576f,
+                          0.0418979749083519f, 0.0082903066650033f};
 #endif
 
-// 2^x to 9e-8 (relative), exactly 1 at 0. Minimax polynomial.
+// Adding 1.5 * 2^23 / kParts rounds to a multiple of 1 / kParts and leaves kParts n + j in the low
+// bits.
+constexpr float kRounder = 12582912.f / kParts;
+RSM_INLINE V rounded(V x) {
+#if defined(__AVX512F__)
+    return _mm512_add_round_ps(x, splat(kRounder), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    return x + kRounder;
+#endif
+}
+
+// 2^n T[j] (1 + r p(r)), n and j as `rounded` left them. With AVX-512 `whole` gives n, rounded down.
+template <int K>
+RSM_INLINE V scaled(V r, const float (&c)[K], V rounded, V whole) {
+    V p = splat(c[K - 1]);
+    for (int k = K - 2; k >= 0; --k) p = p * r + c[k];
+    const I index = reinterpret_cast<I>(rounded);
+#if defined(__AVX512F__)
+    const V table = *reinterpret_cast<const V*>(kPower);
+    const V t = _mm512_scalef_ps(_mm512_permutexvar_ps(__m512i(index), table), whole);
+    return (t * r) * p + t;
+#elif defined(__AVX2__)
+    const I table = *reinterpret_cast<const I*>(kPower);
+    const I power = I(_mm256_permutevar8x32_epi32(__m256i(table), __m256i(index)));
+    const V t = reinterpret_cast<V>(power + (index << kShift));
+    return (t * r) * p + t;
+#else
+    return reinterpret_cast<V>(reinterpret_cast<I>(r * p + 1.f) + (index << kShift));
+#endif
+}
+
+// 2^x to 1.3e-7 (relative) for |x| <= kExp2Bound, exactly 1 at 0; with AVX-512 for any x.
+constexpr float kExp2Bound = 126.f;
+constexpr bool kExp2Unbounded = VL == 16;
+RSM_INLINE V exp2_bounded(V x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));  // no fused product here: the adders have time, the multipliers do not
+    const V r = _mm512_reduce_ps(x, 4 << 4 | _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return scaled(r, kExp2, rounded(x), x);
+#else
+    const V s = rounded(x);
+    return scaled(x - (s - kRounder), kExp2, s, x);
+#endif
+}
+
+// 2^x for any x; a NaN stays. Zero from -127 down.
 RSM_INLINE V exp2(V x) {
-    const Split s = split(x);
-    const V r = s.rest;
-    V p = splat(0.001326472731307149f);
-    p = p * r + 0.009671512991189957f;
-    p = p * r + 0.05550733581185341f;
-    p = p * r + 0.24022242426872253f;
-    p = p * r + 0.6931470036506653f;
-    return scale(p * r + 1.f, s);
+#if defined(__AVX512F__)
+    return exp2_bounded(x);
+#else
+    return exp2_bounded(at_most(at_least(x, -127.f), 127.f));
+#endif
 }
 
 constexpr float kLog2E = 1.44269504088896340736f;
 
-// e^x to 1e-7 (relative) for x <= 0: the argument is reduced with log(2) in two pieces. From -87
-// down the result stays at 1e-38.
+// e^x to 1.3e-7 (relative) for x <= 0. From -87 down the result stays at 1e-38.
 RSM_INLINE V exp(V x) {
     x = at_least(x, -87.f);
-    const Split s = split(x * kLog2E);
-    const V r = (x - s.n * 0.693145751953125f) - s.n * 1.42860682030941723212e-6f;
-    V p = splat(0.0013814602280035615f);
-    p = p * r + 0.008368715643882751f;
-    p = p * r + 0.04166838899254799f;
-    p = p * r + 0.1666652113199234f;
-    p = p * r + 0.4999999403953552f;
-    return scale((p * r) * r + r + 1.f, s);
+    const V s = rounded(x * kLog2E), n = s - kRounder;
+#if defined(__AVX2__)
+    const V r = x - n * 0.6931471805599453f;  // fused: exact but for 2e-9 n
+#else
+    const V r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
+#endif
+    return scaled(r, kExp, s, n);
+}
+
+// log(1 + z) = z + z^2 (c0 + c1 z + ...) to 3e-8 (relative) for 0 <= z <= 1: in two halves, which
+// wait half as long.
+constexpr float kLog1p[] = {-0.49999648332595825f, 0.3332132399082184f,  -0.24857163429260254f,
+                            0.191536545753479f,    -0.13753803074359894f, 0.07920454442501068f,
+                            -0.03006579726934433f, 0.0053648254834115505f};
+RSM_INLINE V log1p_tail(V z) {
+    const V q = z * z;
+    V even = q * kLog1p[6] + kLog1p[4], odd = q * kLog1p[7] + kLog1p[5];
+    even = even * q + kLog1p[2], odd = odd * q + kLog1p[3];
+    even = even * q + kLog1p[0], odd = odd * q + kLog1p[1];
+    return (odd * z + even) * q;
 }
 
 // softplus(x) = max(x, 0) + log1p(e^-|x|) and its derivative, the logistic function; without a
 // threshold, and with a small relative error where x is very negative.
 RSM_INLINE V softplus(V x, V* slope) {
-    const V positive = at_least(x, 0.f), size = positive + at_least(-x, 0.f);
-    const V z = exp(-size);
-    const V s = z / (z + 2.f), q = s * s;  // log1p(z) = 2 artanh(z / (2 + z))
-    V p = splat(0.1400599330663681f);
-    p = p * q + 0.14000903069972992f;
-    p = p * q + 0.2001076340675354f;
-    p = p * q + 0.3333320915699005f;
+    const V z = exp(-size(x));
     if (slope) {
         const V one = 1.f / (z + 1.f);
         *slope = x < V{} ? z * one : one;
     }
-    return positive + 2.f * (s + (p * q) * s);
+    return at_least(x, 0.f) + (log1p_tail(z) + z);
 }
 
-// Sums over the lanes of four vectors, each left as one partial sum per 128-bit lane.
-RSM_INLINE V sum4(V a, V b, V c, V d) {
+// Sums over the lanes of four vectors, each left as one partial sum per 128-bit lane; in two steps,
+// so that the vectors need not all be at hand: sum4(a, b, c, d) = sum4(sum2(a, b), sum2(c, d)).
+RSM_INLINE V sum2(V a, V b) {
 #if defined(__AVX512F__)
-    const V ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
-    const V cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
-    return _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
+    return _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
 #elif defined(__AVX2__)
-    const V ab = _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b);
-    const V cd = _mm256_unpacklo_ps(c, d) + _mm256_unpackhi_ps(c, d);
-    return _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);
+    return _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b);
 #elif defined(__SSE2__)
-    const V ab = _mm_unpacklo_ps(a, b) + _mm_unpackhi_ps(a, b);
-    const V cd = _mm_unpacklo_ps(c, d) + _mm_unpackhi_ps(c, d);
-    return _mm_shuffle_ps(ab, cd, 0x44) + _mm_shuffle_ps(ab, cd, 0xee);
+    return _mm_unpacklo_ps(a, b) + _mm_unpackhi_ps(a, b);
 #else
-    V sum;
-    sum[0] = (a[0] + a[2]) + (a[1] + a[3]);
-    sum[1] = (b[0] + b[2]) + (b[1] + b[3]);
-    sum[2] = (c[0] + c[2]) + (c[1] + c[3]);
-    sum[3] = (d[0] + d[2]) + (d[1] + d[3]);
-    return sum;
+    return V{a[0] + a[2], b[0] + b[2], a[1] + a[3], b[1] + b[3]};
 #endif
 }
+RSM_INLINE V sum4(V ab, V cd) {
+#if defined(__AVX512F__)
+    return _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
+#elif defined(__AVX2__)
+    return _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);
+#elif defined(__SSE2__)
+    return _mm_shuffle_ps(ab, cd, 0x44) + _mm_shuffle_ps(ab, cd, 0xee);
+#else
+    return V{ab[0] + ab[2], ab[1] + ab[3], cd[0] + cd[2], cd[1] + cd[3]};
+#endif
+}
+RSM_INLINE V sum4(V a, V b, V c, V d) { return sum4(sum2(a, b), sum2(c, d)); }
 
 // From VL / 4 results of sum4: the VL lane sums, in order.
 RSM_INLINE V join(const V* q) {
