@@ -19,6 +19,7 @@ _SUBMODULES = frozenset(
         "kernels",
         "models",
         "samples",
+        "sensors",
         "spec",
         "tasks",
         "viz",

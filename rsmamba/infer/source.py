@@ -18,6 +18,7 @@ from rasterio.windows import Window
 from rsmamba.errors import BandMismatchError, CRSError, DataNotFoundError, ImageReadError, one_line
 from rsmamba.gis.raster import GDAL_ERRORS, RasterGrid
 from rsmamba.infer.grid import Box, reflect
+from rsmamba.sensors import check_bands
 from rsmamba.spec import ModelSpec
 
 #: GDAL settings of every read and write here. A VRT may carry Python code: it is never run.
@@ -149,7 +150,8 @@ class SceneSource:
             spec: What the model expects; None fills missing pixels with 0.
 
         Raises:
-            BandMismatchError: If number or order of the bands differ.
+            BandMismatchError: If the bands are not the model's in number, or by what the file says
+                of them in name or order. A file that says nothing is taken at its number of bands.
         """
         self._spec = spec
         if spec is None:
@@ -166,13 +168,13 @@ class SceneSource:
                 f"{self.path} has {found} bands, the model expects {expected}: pick them with "
                 "gdal_translate -b"
             )
-        lowered = [(n or "").strip().lower() for n in names]
-        wanted = [b.lower() for b in spec.bands]
-        if lowered != wanted and sorted(lowered) == sorted(wanted):
-            raise BandMismatchError(
-                f"{self.path} has the bands in the order {found}, the model expects {expected}: "
-                "reorder them with gdal_translate -b"
-            )
+        check_bands(
+            names,
+            spec.bands,
+            self.path,
+            remedy="pick and order them with gdal_translate -b",
+            described=True,
+        )
 
     def read(self, box: Box) -> Pixels:
         """Read a window that may exceed the scene.

@@ -135,7 +135,10 @@ def test_band_order_is_checked_by_name(make_scene):
     image = RAMP.astype(np.uint8)
     with pytest.raises(BandMismatchError, match="order"):
         read(make_scene(image, names=("Blue", "Green", "Red")))
-    assert read(make_scene(image, "right.tif", names=("Red", "Green", "Blue"))).valid.all()
+    with pytest.raises(BandMismatchError, match=r"3 \(B08, B04, B03\).*3 \(red, green, blue\)"):
+        read(make_scene(image, "infrared.tif", names=("B08", "B04", "B03")))
+    for names in (("Red", "Green", "Blue"), ("B04", "B03", "B02"), ("sheet 7", "b", "c"), None):
+        assert read(make_scene(image, "right.tif", names=names)).valid.all()
 
 
 def test_a_missing_crs_can_be_assumed(make_scene):
