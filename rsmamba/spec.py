@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 
 from rsmamba.errors import SpecError
 
-TaskName = Literal["pretraining", "classification", "segmentation", "change", "detection"]
+TaskName = Literal[
+    "pretraining", "classification", "segmentation", "change", "detection", "backbone"
+]
 
 #: Key of the JSON text in a Lightning checkpoint, in safetensors metadata and in GeoTIFF tags.
 SPEC_KEY = "rsmamba_spec"
@@ -26,10 +28,12 @@ class ModelSpec:
     A pixel value ``v`` of band ``i`` enters the model as ``(v * scale - mean[i]) / std[i]``.
 
     Attributes:
-        task: What the model predicts.
-        task_class: Import path of the task that rebuilds it.
-            For example ``rsmamba.tasks.segment.SemanticSegmentation``.
-        task_kwargs: Constructor arguments of that task (JSON values only).
+        task: What the model predicts; ``"backbone"`` for weights that are to be trained further,
+            which predict nothing that a map could show.
+        task_class: Import path of what rebuilds it, called with ``task_kwargs``: a task, for
+            example ``rsmamba.tasks.segment.SemanticSegmentation``; for a backbone
+            ``timm.create_model``, called with ``architecture`` first.
+        task_kwargs: Its arguments (JSON values only).
         architecture: timm name of the backbone.
         bands: Band names, in the order of the model's input channels.
         mean: Mean per band, after ``scale``.

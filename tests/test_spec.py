@@ -68,3 +68,8 @@ def test_text_that_is_no_spec_is_refused(text):
 def test_a_spec_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec().task = "change"
+
+
+def test_a_backbone_pretends_to_no_task():
+    original = spec(task="backbone", task_class="timm.create_model", classes=())
+    assert ModelSpec.from_json(original.to_json()) == original

@@ -378,7 +378,9 @@ def resize_position(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -
     return torch.cat([rest[:, :slot], token, rest[:, slot:]], dim=1)
 
 
-def adapt_state_dict(state_dict: dict[str, Tensor], model: RoMA) -> dict[str, Tensor]:
+def adapt_state_dict(
+    state_dict: dict[str, Tensor], model: RoMA, grid: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
     """Fit weights of one RoMA to another that differs in image size, class token or directions.
 
     The position embedding is interpolated (a zero row enters for a class token that the source
@@ -387,6 +389,7 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model: RoMA) -> dict[str, Te
     Args:
         state_dict: Keys of :class:`RoMA`.
         model: The model that shall load them.
+        grid: Rows and columns of the position embedding; by default square, or else the model's.
 
     Returns:
         A new mapping; tensors that need no change are shared.
@@ -394,7 +397,7 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model: RoMA) -> dict[str, Te
     adapted = dict(state_dict)
     table = adapted.get("pos_embed")
     if table is not None and table.shape[-1] == model.embed_dim:
-        adapted["pos_embed"] = _adapt_position(table, model)
+        adapted["pos_embed"] = _adapt_position(table, model, grid)
     orders = {int(key.split(".scans.")[1].split(".")[0]) for key in adapted if ".scans." in key}
     if orders == {0}:
         for order in range(1, model.directions):
@@ -404,26 +407,31 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model: RoMA) -> dict[str, Te
     return adapted
 
 
-def _adapt_position(table: Tensor, model: RoMA) -> Tensor:
+def _adapt_position(table: Tensor, model: RoMA, grid: tuple[int, int] | None) -> Tensor:
     """Position embedding of another grid or class-token setting, as ``model`` needs it."""
-    if table.shape == model.pos_embed.shape:
-        return table
     count = table.shape[1]
-    if math.isqrt(count) ** 2 == count:
-        grid, has_class = (math.isqrt(count),) * 2, False
-    elif math.isqrt(count - 1) ** 2 == count - 1:
-        grid, has_class = (math.isqrt(count - 1),) * 2, True
-    else:
-        patches = math.prod(model.grid_size)
-        if count not in (patches, patches + 1):
+    if grid is None or count - math.prod(grid) not in (0, 1):
+        if table.shape == model.pos_embed.shape:
+            return table
+        grid = _likely_grid(count, model)
+        if grid is None:
             return table  # A rectangle of unknown shape: the loader reports the mismatch.
-        grid, has_class = model.grid_size, count == patches + 1
+    has_class = count > math.prod(grid)
     slot = math.prod(grid) // 2
     if has_class and not model.num_prefix_tokens:
         table = torch.cat([table[:, :slot], table[:, slot + 1 :]], dim=1)
     elif model.num_prefix_tokens and not has_class:
         table = torch.cat([table[:, :slot], torch.zeros_like(table[:, :1]), table[:, slot:]], 1)
     return table if grid == model.grid_size else resize_position(table, grid, model.grid_size)
+
+
+def _likely_grid(count: int, model: RoMA) -> tuple[int, int] | None:
+    """Grid of a table with or without a class token: square, or else the model's own."""
+    for patches in (count, count - 1):
+        side = math.isqrt(patches)
+        if side**2 == patches:
+            return side, side
+    return model.grid_size if count - math.prod(model.grid_size) in (0, 1) else None
 
 
 def default_cfg(**kwargs: Any) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rsmamba.errors import CheckpointError, ConfigError
+from rsmamba.errors import ConfigError
+from rsmamba.models.checkpoints.published import convert
 from rsmamba_kernels.state_fusion import state_fusion
 from rsmamba_kernels.state_scan import state_scan
 
@@ -479,72 +480,9 @@ def _init_weights(module: nn.Module) -> None:
             module.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
-_KEYS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^patch_embed\.(conv\d(?:\.\d)?)\.conv\.", r"stem.\1.conv."),
-        (r"^patch_embed\.(conv\d(?:\.\d)?)\.norm\.", r"stem.\1.bn."),
-        (r"^layers\.(\d+)\.blocks\.(\d+)\.ln_(\d)\.", r"stages.\1.blocks.\2.norm\3."),
-        (r"^layers\.(\d+)\.blocks\.(\d+)\.", r"stages.\1.blocks.\2."),
-        (r"\.self_attention\.", ".mixer."),
-        (r"\.mixer\.(x_proj|dt_proj)s?_(weight|bias)$", r".mixer.\1.\2"),
-        (r"\.mixer\.A_logs$", ".mixer.A_log"),
-        (r"\.mixer\.Ds$", ".mixer.D"),
-        (r"\.mixer\.conv2d\.", ".mixer.conv."),
-        (r"\.state_fusion\.alpha$", ".fusion.alpha"),
-        (r"\.state_fusion\.kernel_3$", ".fusion.kernel_1"),
-        (r"\.state_fusion\.kernel_3_1$", ".fusion.kernel_3"),
-        (r"\.state_fusion\.kernel_3_2$", ".fusion.kernel_5"),
-        (r"\.downsample\.conv\.0\.conv\.", ".downsample.expand."),
-        (r"\.downsample\.conv\.1\.conv\.", ".downsample.depthwise."),
-        (r"\.downsample\.conv\.2\.conv\.", ".downsample.reduce.conv."),
-        (r"\.downsample\.conv\.2\.norm\.", ".downsample.reduce.bn."),
-        (r"^outnorm(\d)\.", r"level_norms.\1."),
-    )
-)
-_DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
-_OURS = re.compile(r"^(stem|stages|level_norms|norm|head)\.")
-
-
 def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Map the key names of the published Spatial-Mamba files to ours.
-
-    Understood are the classification files, the dense backbone with its norm per level (for a model
-    with ``level_norms=True``), and whole segmentors or detectors, of which only the ``backbone.``
-    part is taken.
-
-    Args:
-        state_dict: Tensors by published key; not changed.
-
-    Returns:
-        The same tensors by our keys, ready for ``load_state_dict(strict=True)``.
-
-    Raises:
-        CheckpointError: A key is not Spatial-Mamba's.
-    """
-    prefix = "backbone."
-    if any(key.startswith(prefix) for key in state_dict):
-        state_dict = {
-            key.removeprefix(prefix): value
-            for key, value in state_dict.items()
-            if key.startswith(prefix)
-        }
-    converted: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        # Published levels end with the downsampling that ours start with.
-        name = _DOWNSAMPLE.sub(lambda m: f"stages.{int(m[1]) + 1}.downsample.", key)
-        for pattern, replacement in _KEYS:
-            name = pattern.sub(replacement, name)
-        if not _OURS.match(name):
-            raise CheckpointError(
-                f"{key!r} is not a tensor of Spatial-Mamba; pass the file's model state dict"
-            )
-        if name.endswith(".A_log"):
-            value = value.reshape(-1)
-        elif ".fusion.kernel_" in name:
-            value = value.reshape(-1, 3, 3)
-        converted[name] = value
-    return converted
+    """:func:`rsmamba.models.checkpoints.convert` for Spatial-Mamba; our own names stay."""
+    return convert(state_dict, source="spatial-mamba")
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:

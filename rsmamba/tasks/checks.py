@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import timm
 
 import rsmamba.models  # noqa: F401  (registers our backbones with timm)
+from rsmamba import sensors
 from rsmamba.errors import BandMismatchError, ConfigError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def check_classes(task: "LightningModule", num_classes: int, labels: Sequence[st
 
 
 def check_bands(task: "LightningModule") -> None:
-    """Refuse data with another number of bands than the model.
+    """Refuse data with another number of bands than the model, or others than its weights are for.
 
     Raises:
         BandMismatchError: Names both sides.
@@ -66,3 +67,9 @@ def check_bands(task: "LightningModule") -> None:
             f"the data have {len(bands)} bands ({', '.join(bands)}), the model has "
             f"in_channels={in_channels}: select bands or set in_channels"
         )
+    loaded = getattr(task, "load_report", None) or getattr(
+        getattr(task, "features", None), "load_report", None
+    )
+    trained: Sequence[str] = getattr(loaded, "bands", None) or ()
+    if bands and trained:
+        sensors.check_bands(bands, trained, "the data")

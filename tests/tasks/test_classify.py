@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -69,6 +71,13 @@ def test_predictions_are_probabilities(scenes, trainer):
 def test_data_that_do_not_fit_stop_before_the_first_step(scenes, trainer, options, error, message):
     task = SceneClassification(model_kwargs=SMALL, **options)
     with pytest.raises(error, match=message):
+        trainer().fit(task, scenes)
+
+
+def test_data_of_other_bands_than_the_weights_stop_before_the_first_step(scenes, trainer):
+    task = SceneClassification(num_classes=3, model_kwargs=SMALL)
+    task.load_report = SimpleNamespace(bands=("B02", "B03", "B04"))
+    with pytest.raises(BandMismatchError, match=r"3 \(red, green, blue\).*3 \(B02, B03, B04\)"):
         trainer().fit(task, scenes)
 
 
