@@ -4,8 +4,9 @@ Names load on first use: :class:`AdaptiveRotation` needs torch alone, while the 
 TorchGeo and rasterio.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rsmamba.lazy import lazy
 
 if TYPE_CHECKING:
     from rsmamba.data.labelled import LabelledScenes
@@ -25,25 +26,16 @@ __all__ = (
     "UCMercedDataModule",
 )
 
-_MODULES = {
-    "AdaptiveRotation": "rotation",
-    "LabelledScenes": "labelled",
-    "LabelledScenesDataModule": "labelled_datamodule",
-    "RotatedBatch": "rotation",
-    "ScenePatches": "scenes",
-    "ScenePatchesDataModule": "scenes",
-    "UCMerced": "ucmerced",
-    "UCMercedDataModule": "ucmerced",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module that holds a public name when it is first asked for (PEP 562)."""
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """Names for completion in a notebook."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "AdaptiveRotation": "rotation",
+        "LabelledScenes": "labelled",
+        "LabelledScenesDataModule": "labelled_datamodule",
+        "RotatedBatch": "rotation",
+        "ScenePatches": "scenes",
+        "ScenePatchesDataModule": "scenes",
+        "UCMerced": "ucmerced",
+        "UCMercedDataModule": "ucmerced",
+    },
+)

@@ -150,7 +150,8 @@ def load_predictor(
         DataNotFoundError: If a file is not there.
         CheckpointError: If the checkpoint is unreadable, has no spec, names a class that is not
             trusted, or its weights do not fit.
-        SpecError: If the spec is invalid, or a module has none.
+        SpecError: If the spec is invalid, a module has none, or the model is a backbone or of
+            pretraining, which predict no classes.
         ConfigError: If the device does not exist or the model does not segment.
     """
     if isinstance(model, Predictor):
@@ -167,8 +168,7 @@ def load_predictor(
             "a torch module needs a ModelSpec (bands, mean, deviation, classes): pass spec=..., or "
             "wrap it in a function from raw pixels to scores"
         )
-    if spec.task != "segmentation":
-        raise ConfigError(f"a map needs a segmentation model; this one does {spec.task}")
+    _check_task(spec, "this one")
     return Predictor(model.to(where).eval(), spec, logits=True, device=where, bf16=bf16)
 
 
@@ -223,10 +223,20 @@ def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, Mod
     return task, spec
 
 
+def _check_task(spec: ModelSpec, name: str) -> None:
+    """Refuse models that give no class per pixel."""
+    if spec.task in {"backbone", "pretraining"}:
+        raise SpecError(
+            f"a map needs a segmentation model; {name} is a {spec.task} checkpoint, which predicts "
+            "no classes: name it as `weights:` in a recipe, fine-tune, and map the result"
+        )
+    if spec.task != "segmentation":
+        raise ConfigError(f"a map needs a segmentation model; {name} does {spec.task}")
+
+
 def _build_task(path: Path, spec: ModelSpec) -> nn.Module:
     """An untrained task of the class that the spec names, if that class is trusted."""
-    if spec.task != "segmentation":
-        raise ConfigError(f"a map needs a segmentation model; {path} does {spec.task}")
+    _check_task(spec, str(path))
     module_name, _, class_name = spec.task_class.rpartition(".")
     package = module_name.partition(".")[0]
     refusal = CheckpointError(

@@ -7,6 +7,7 @@ from rsmamba.models.pyramid import (
     roma_small_patch16_pyramid,
     roma_tiny_patch16_pyramid,
 )
+from rsmamba.models.registry import serve_weights
 from rsmamba.models.roma import (
     RoMA,
     roma_base_patch16,
@@ -36,6 +37,7 @@ __all__ = [
     "roma_small_patch16_pyramid",
     "roma_tiny_patch16",
     "roma_tiny_patch16_pyramid",
+    "serve_weights",
     "spatial_mamba_base",
     "spatial_mamba_small",
     "spatial_mamba_tiny",

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, PatchEmbed, SwiGLU, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsmamba.errors import ConfigError
+from rsmamba.models.registry import create
 from rsmamba_kernels import conv1d_silu, gate, selective_scan_multi
 from rsmamba_kernels.order import ClassToken
 
@@ -466,25 +467,12 @@ default_cfgs = generate_default_cfgs({f"roma_{size}_patch16": default_cfg() for 
 def build(
     model_cls: type[RoMA], variant: str, pretrained: bool, levels: int, **kwargs: Any
 ) -> RoMA:
-    """Build a registered variant; options of the caller override the size's.
-
-    Raises:
-        ConfigError: If an output stride is asked for, as DeepLabV3+ does.
-    """
-    if "output_stride" in kwargs:
-        raise ConfigError(
-            f"{variant} has no dilated form (output_stride={kwargs['output_stride']}): "
-            "choose a decoder that needs none, e.g. unet or upernet"
-        )
-    size = SIZES[variant.split("_")[1]]
-    return build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=adapt_state_dict,
-        feature_cfg={"out_indices": levels, "feature_cls": "getter"},
-        **{**size, **kwargs},
+    """Build a registered variant; options of the caller override the size's."""
+    kwargs = SIZES[variant.split("_")[1]] | kwargs
+    model: RoMA = create(
+        model_cls, variant, pretrained, levels=levels, filter_fn=adapt_state_dict, **kwargs
     )
+    return model
 
 
 @register_model

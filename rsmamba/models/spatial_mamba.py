@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct, DropPath, Mlp, create_classifier, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsmamba.errors import ConfigError
 from rsmamba.models.checkpoints.published import convert
+from rsmamba.models.registry import create
 from rsmamba_kernels.state_fusion import state_fusion
 from rsmamba_kernels.state_scan import state_scan
 
@@ -253,7 +254,6 @@ class SpatialMamba(nn.Module):
         num_classes: Outputs of the classifier; 0 for pooled features.
         global_pool: timm pooling name, ``""`` for none (needs ``num_classes=0``).
         img_size: Accepted for timm's sake; any size works without it.
-        output_stride: Only 32.
         embed_dim: Width of the first level; it doubles from level to level.
         depths: Blocks per level.
         mlp_ratio: Hidden width of the MLPs in units of the level's width.
@@ -266,7 +266,7 @@ class SpatialMamba(nn.Module):
             dense models have. ``features_only=True`` switches it on.
 
     Raises:
-        ConfigError: For another ``output_stride`` or ``fusion_padding``.
+        ConfigError: For another ``fusion_padding``.
     """
 
     def __init__(
@@ -275,7 +275,6 @@ class SpatialMamba(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         img_size: int | tuple[int, int] | None = None,
-        output_stride: int = 32,
         embed_dim: int = 64,
         depths: Sequence[int] = (2, 4, 8, 4),
         mlp_ratio: float = 4.0,
@@ -285,11 +284,6 @@ class SpatialMamba(nn.Module):
         level_norms: bool = False,
     ) -> None:
         super().__init__()
-        if output_stride != 32:
-            raise ConfigError(
-                f"output_stride={output_stride}: Spatial-Mamba has only 32; "
-                "choose a decoder without dilated encoders (unet, upernet, fpn)"
-            )
         if fusion_padding not in get_args(Padding):
             raise ConfigError(
                 f"fusion_padding={fusion_padding!r} is unknown; use 'replicate' or 'zeros'"
@@ -528,14 +522,15 @@ default_cfgs = generate_default_cfgs(
 def _create_spatial_mamba(variant: str, pretrained: bool, **kwargs: Any) -> SpatialMamba:
     if kwargs.get("features_only"):
         kwargs.setdefault("level_norms", True)
-    return build_model_with_cfg(
+    model: SpatialMamba = create(
         SpatialMamba,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        levels=(0, 1, 2, 3),
+        filter_fn=checkpoint_filter_fn,
         **kwargs,
     )
+    return model
 
 
 @register_model

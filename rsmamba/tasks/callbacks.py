@@ -1,20 +1,33 @@
 """Callbacks: the ModelSpec in every checkpoint, and registration under stock TorchGeo."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
 
-import rsmamba.models  # noqa: F401  (registers our backbones with timm: all that Register needs)
+import rsmamba.models
 from rsmamba.errors import SpecError
+from rsmamba.models.checkpoints import load_backbone
 from rsmamba.spec import SPEC_KEY, ModelSpec, TaskName
+from rsmamba.tasks.checks import input_bands
 
-#: Stock TorchGeo tasks whose checkpoints `rsmamba map` reads.
+_LOG = logging.getLogger(__name__)
+
+#: What stock TorchGeo tasks train. `rsmamba map` reads all but backbones, which are to be trained
+#: further.
 _TORCHGEO_TASKS: dict[str, TaskName] = {
     "SemanticSegmentation": "segmentation",
     "Classification": "classification",
     "ChangeDetection": "change",
+    "BYOL": "backbone",
+    "MoCo": "backbone",
+    "SimCLR": "backbone",
 }
 
 
@@ -22,12 +35,7 @@ class WriteModelSpec(Callback):
     """Write the :class:`~rsmamba.spec.ModelSpec` into every checkpoint that is saved.
 
     Bands, mean, deviation, classes and ground sampling distance come from the data module, the
-    architecture from the task's hyperparameters. Also the callback to name in a recipe for stock
-    ``torchgeo fit``: its import path loads rsmamba, which registers the backbones with timm::
-
-        trainer:
-          callbacks:
-          - class_path: rsmamba.tasks.callbacks.WriteModelSpec
+    architecture from the task's hyperparameters.
 
     Args:
         gsd: Ground sampling distance in metres, where the data module does not know it.
@@ -38,17 +46,91 @@ class WriteModelSpec(Callback):
         self.gsd = gsd
         self.licence = licence
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out before the first step whether there will be a spec."""
+        self._spec(trainer, pl_module)
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the spec as JSON text."""
-        spec = build_spec(
-            pl_module,
-            trainer.datamodule,  # type: ignore[attr-defined]
-            gsd=self.gsd,
-            licence=self.licence,
-        )
-        checkpoint[SPEC_KEY] = spec.to_json()
+        checkpoint[SPEC_KEY] = self._spec(trainer, pl_module).to_json()
+
+    def _spec(self, trainer: Trainer, task: LightningModule) -> ModelSpec:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return build_spec(task, data, gsd=self.gsd, licence=self.licence)
+
+
+class Register(WriteModelSpec):
+    """What a YAML for stock ``torchgeo fit`` names to train our backbones; no Python is needed.
+
+    Naming it registers the backbones with timm, where TorchGeo's tasks find them, and adds them to
+    ``torchgeo.models.get_model``; checkpoints get their ModelSpec, so that ``rsmamba map`` reads
+    them. ``weights: true`` in the task then loads a file that has a tag here::
+
+        model:
+          class_path: Classification
+          init_args: {model: roma_base_patch16.aerial, weights: true}
+        trainer:
+          callbacks:
+          - class_path: rsmamba.tasks.callbacks.Register
+            init_args: {weights: {roma_base_patch16.aerial: encoder.safetensors}}
+
+    Args:
+        weights: File by architecture and tag, see :func:`rsmamba.models.serve_weights`.
+        bands: Names of the bands that models are built for, where they are not the files'.
+        gsd: See :class:`WriteModelSpec`.
+        licence: See :class:`WriteModelSpec`.
+    """
+
+    def __init__(
+        self,
+        weights: dict[str, str] | None = None,
+        bands: list[str] | None = None,
+        gsd: float | None = None,
+        licence: str | None = None,
+    ) -> None:
+        super().__init__(gsd, licence)
+        for name, path in (weights or {}).items():
+            rsmamba.models.serve_weights(name, path, bands=bands)
+        add_builders()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where checkpoints will carry no spec; TorchGeo has tasks that no map shows."""
+        try:
+            self._spec(trainer, pl_module)
+        except SpecError as error:
+            _LOG.warning("Checkpoints of this run carry no ModelSpec: %s", error)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the spec where there is one."""
+        with suppress(SpecError):
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+
+def add_builders() -> None:
+    """Let ``torchgeo.models.get_model`` and ``list_models`` know our backbones.
+
+    TorchGeo 0.10 has no public way to do so; where its registry is gone, timm's serves alone.
+    """
+    from torchgeo.models import api
+
+    builders: dict[str, Any] = getattr(api, "_model", {})
+    for name in rsmamba.models.__all__:
+        if timm.is_model(name):
+            builders.setdefault(name, partial(_build_for_torchgeo, name))
+
+
+def _build_for_torchgeo(
+    name: str, weights: str | None = None, bands: Sequence[str] | None = None, **kwargs: Any
+) -> nn.Module:
+    """A backbone as TorchGeo's builders make theirs: weights first, then the model's options."""
+    model: nn.Module = timm.create_model(name, **kwargs)
+    if weights is not None:
+        load_backbone(model, weights, bands=bands)
+    return model
 
 
 def build_spec(
@@ -84,15 +166,24 @@ def build_spec(
     channels = int(hparams.get("in_channels", 3))
     size = hparams.get("img_size")
     sizes = (int(size), int(size)) if isinstance(size, int) else None
+    architecture = str(
+        getattr(task, "architecture", None) or hparams.get("backbone") or hparams.get("model")
+    )
     classes = getattr(data, "classes", None) or hparams.get("labels") or ()
+    task_class = f"{type(task).__module__}.{type(task).__qualname__}"
+    if name == "backbone":
+        task_class, hparams = "timm.create_model", {"in_chans": channels}
     return ModelSpec(
         task=name,
-        task_class=f"{type(task).__module__}.{type(task).__qualname__}",
+        task_class=task_class,
         task_kwargs=hparams,
-        architecture=str(
-            getattr(task, "architecture", None) or hparams.get("backbone") or hparams.get("model")
+        architecture=architecture,
+        bands=tuple(
+            hparams.get("bands")
+            or getattr(data, "bands", None)
+            or input_bands(task)
+            or _default_bands(channels)
         ),
-        bands=tuple(getattr(data, "bands", None) or _default_bands(channels)),
         mean=_per_band(getattr(data, "mean", 0.0), channels),
         std=_per_band(getattr(data, "std", 1.0), channels),
         nodata=getattr(data, "nodata", None),

@@ -29,6 +29,21 @@ def check_backbone_name(name: str) -> None:
     raise UnknownModelError(f"unknown backbone {name!r}: {hint}")
 
 
+def check_band_names(bands: Sequence[str] | None, in_channels: int) -> None:
+    """Refuse a task's option ``bands`` that does not name ``in_channels`` bands.
+
+    Raises:
+        ConfigError: Names both.
+    """
+    if isinstance(bands, str):
+        raise ConfigError(f"bands={bands!r}: give a list of band names")
+    if bands is not None and len(bands) != in_channels:
+        raise ConfigError(
+            f"bands names {len(bands)} bands ({', '.join(bands)}), but in_channels={in_channels}: "
+            "make them agree"
+        )
+
+
 def check_classes(task: "LightningModule", num_classes: int, labels: Sequence[str] | None) -> None:
     """Refuse data whose bands or classes differ from the task's, naming both sides.
 
@@ -53,8 +68,20 @@ def check_classes(task: "LightningModule", num_classes: int, labels: Sequence[st
     check_bands(task)
 
 
+def input_bands(task: "LightningModule") -> tuple[str, ...]:
+    """Names of a task's input bands: its own option, or what its weights were trained on.
+
+    Returns:
+        One name per channel; empty if neither is known.
+    """
+    loaded = getattr(task, "load_report", None) or getattr(
+        getattr(task, "features", None), "load_report", None
+    )
+    return tuple(task.hparams.get("bands") or getattr(loaded, "bands", None) or ())
+
+
 def check_bands(task: "LightningModule") -> None:
-    """Refuse data with another number of bands than the model, or others than its weights are for.
+    """Refuse data with another number of bands than the model, or other bands than it is for.
 
     Raises:
         BandMismatchError: Names both sides.
@@ -67,9 +94,11 @@ def check_bands(task: "LightningModule") -> None:
             f"the data have {len(bands)} bands ({', '.join(bands)}), the model has "
             f"in_channels={in_channels}: select bands or set in_channels"
         )
-    loaded = getattr(task, "load_report", None) or getattr(
-        getattr(task, "features", None), "load_report", None
-    )
-    trained: Sequence[str] = getattr(loaded, "bands", None) or ()
-    if bands and trained:
-        sensors.check_bands(bands, trained, "the data")
+    if bands and (expected := input_bands(task)):
+        remedy = "select and order them alike, or correct the task's bands"
+        if not task.hparams.get("bands"):
+            remedy = (
+                "select and order them alike, or name the data's in the task's option bands, to "
+                "which the weights are then fitted"
+            )
+        sensors.check_bands(bands, expected, "the data", remedy=remedy)

@@ -11,7 +11,7 @@ from torchgeo.tasks import BaseTask
 from rsmamba.errors import ConfigError
 from rsmamba.models.checkpoints import load_backbone
 from rsmamba.spec import TaskName
-from rsmamba.tasks.checks import check_backbone_name, check_classes
+from rsmamba.tasks.checks import check_backbone_name, check_band_names, check_classes
 from rsmamba.tasks.features import (
     COLOUR_HISTOGRAM,
     BackboneFeatures,
@@ -41,6 +41,9 @@ class SceneClassification(EpochMetrics, BaseTask):
         layers: Probe only: how many of the last layers are read.
         l2_grid: Probe only: L2 weights to choose from.
         in_channels: Number of input bands.
+        bands: Names of the input bands in order (see :mod:`rsmamba.sensors`), ``in_channels`` many:
+            the stem's weights are fitted to them, and data with others are refused. None for those
+            that the weights were trained on.
         num_classes: Number of classes.
         labels: Class names by index.
         model_kwargs: Further arguments of the timm model.
@@ -65,6 +68,7 @@ class SceneClassification(EpochMetrics, BaseTask):
         layers: int = 1,
         l2_grid: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         in_channels: int = 3,
+        bands: list[str] | None = None,
         num_classes: int = 21,
         labels: Sequence[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
@@ -97,8 +101,10 @@ class SceneClassification(EpochMetrics, BaseTask):
             UnknownModelError: If timm does not know the backbone.
             ConfigError: If options contradict each other.
             CheckpointError: If the weights do not fit the backbone.
+            BandMismatchError: If the weights' bands cannot be related to the task's.
         """
         h = self.hparams
+        check_band_names(h["bands"], h["in_channels"])
         if h["model"] == COLOUR_HISTOGRAM:
             if not self.probing or self.weights is not None:
                 raise ConfigError(f"model {COLOUR_HISTOGRAM} takes mode: probe and no weights")
@@ -110,6 +116,7 @@ class SceneClassification(EpochMetrics, BaseTask):
                 layers=h["layers"],
                 weights=self.weights,
                 in_channels=h["in_channels"],
+                bands=h["bands"],
                 model_kwargs=h["model_kwargs"],
             )
         else:
@@ -121,7 +128,7 @@ class SceneClassification(EpochMetrics, BaseTask):
                 **(h["model_kwargs"] or {}),
             )
             if self.weights is not None:
-                self.load_report = load_backbone(self.model, self.weights)
+                self.load_report = load_backbone(self.model, self.weights, bands=h["bands"])
             return
         self.head = LinearProbe(cast(int, self.features.num_features), h["num_classes"])
         self.model = nn.Sequential(self.features, self.head)

@@ -36,11 +36,14 @@ class BackboneFeatures(nn.Module):
         layers: How many of the last layers are concatenated.
         weights: Checkpoint for the backbone; None for random weights.
         in_channels: Number of input bands.
+        bands: Their names; None for those that the weights were trained on.
         model_kwargs: Further arguments of the timm model.
 
     Raises:
         UnknownModelError: If timm does not know ``architecture``.
         ConfigError: If the class token is asked of a backbone that has none.
+        CheckpointError: If the weights do not fit the backbone.
+        BandMismatchError: If the weights' bands cannot be related to ``bands``.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class BackboneFeatures(nn.Module):
         layers: int = 1,
         weights: str | None = None,
         in_channels: int = 3,
+        bands: Sequence[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class BackboneFeatures(nn.Module):
             )
         self.readout, self.layers = readout, layers
         if weights is not None:
-            self.load_report = load_backbone(self.backbone, weights)
+            self.load_report = load_backbone(self.backbone, weights, bands=bands)
         self.requires_grad_(False)
         stages: Any = self.backbone.feature_info
         channels = [stage["num_chs"] for stage in stages][-layers:]

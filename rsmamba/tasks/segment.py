@@ -11,7 +11,7 @@ from torchgeo.tasks import BaseTask
 from rsmamba.errors import ConfigError, LabelError
 from rsmamba.models.checkpoints import load_backbone
 from rsmamba.spec import TaskName
-from rsmamba.tasks.checks import check_backbone_name, check_classes
+from rsmamba.tasks.checks import check_backbone_name, check_band_names, check_classes
 from rsmamba.tasks.metrics import EpochMetrics, multiclass_metrics
 from rsmamba.tasks.optim import adamw_warmup_cosine
 
@@ -42,6 +42,9 @@ class SemanticSegmentation(EpochMetrics, BaseTask):
         weights: Checkpoint for the backbone (see
             :func:`rsmamba.models.checkpoints.load_backbone`); None for random weights.
         in_channels: Number of input bands.
+        bands: Names of the input bands in order (see :mod:`rsmamba.sensors`), ``in_channels`` many:
+            the stem's weights are fitted to them, and data with others are refused. None for those
+            that the weights were trained on.
         num_classes: Number of classes, background included.
         labels: Class names by index.
         ignore_index: Mask value that counts nowhere.
@@ -67,6 +70,7 @@ class SemanticSegmentation(EpochMetrics, BaseTask):
         backbone: str = "spatial_mamba_tiny",
         weights: str | None = None,
         in_channels: int = 3,
+        bands: list[str] | None = None,
         num_classes: int = 2,
         labels: Sequence[str] | None = None,
         ignore_index: int = 255,
@@ -93,10 +97,12 @@ class SemanticSegmentation(EpochMetrics, BaseTask):
 
         Raises:
             UnknownModelError: If timm does not know the backbone.
-            ConfigError: If class names and class count disagree.
+            ConfigError: If names of classes or bands and their number disagree.
             CheckpointError: If the weights do not fit the backbone.
+            BandMismatchError: If the weights' bands cannot be related to the task's.
         """
         h = self.hparams
+        check_band_names(h["bands"], h["in_channels"])
         check_backbone_name(h["backbone"])
         if h["labels"] is not None and len(h["labels"]) != h["num_classes"]:
             raise ConfigError(
@@ -115,7 +121,9 @@ class SemanticSegmentation(EpochMetrics, BaseTask):
             batch_to_group_norm(self.model.decoder)
         if self.weights is not None:
             # TimmUniversalEncoder.model is timm's feature wrapper, whose .model is the backbone
-            self.load_report = load_backbone(self.model.encoder.model.model, self.weights)
+            self.load_report = load_backbone(
+                self.model.encoder.model.model, self.weights, bands=h["bands"]
+            )
         if h["freeze_backbone"]:
             self.model.encoder.requires_grad_(False)
 

@@ -213,6 +213,16 @@ def test_a_task_that_cannot_be_built_is_named(checkpoint):
         load_predictor(checkpoint(text), device="cpu")
 
 
+@pytest.mark.parametrize("task", ["backbone", "pretraining"])
+def test_weights_to_be_trained_further_say_what_they_are_for(checkpoint, task):
+    text = spec(task=task, classes=()).to_json()
+    with pytest.raises(SpecError, match=rf"last\.ckpt is a {task} .*weights:.* recipe") as caught:
+        load_predictor(checkpoint(text), device="cpu")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SpecError, match=f"this one is a {task} "):
+        load_predictor(PerPixel(), spec(task=task), device="cpu")
+
+
 def test_other_mistakes_have_typed_errors(tmp_path, checkpoint):
     with pytest.raises(DataNotFoundError, match="absent"):
         load_predictor(tmp_path / "absent.ckpt")

@@ -47,6 +47,8 @@ class LoadReport:
         key: Which of the file's weights were taken; None for a bare state dict.
         others: Which others it has.
         notes: What the user should know, in words.
+        bands: Names of the model's input bands: those asked for, else those that the weights were
+            trained on; empty if neither is known.
     """
 
     matched: int
@@ -59,6 +61,7 @@ class LoadReport:
     key: str | None = None
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    bands: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -161,6 +164,7 @@ def load_backbone(
         key=file.key,
         others=file.others,
         notes=tuple(notes),
+        bands=_input_bands(known, bands, wanted.get(_stem(model))),
     )
     if report.coverage < minimum:
         raise CheckpointError(
@@ -211,6 +215,22 @@ def _source_bands(source: Source | None, spec: ModelSpec | None) -> tuple[str, .
     return BANDS if source is not None else None
 
 
+def _stem(model: nn.Module) -> str:
+    """Name of the first convolution's weights, as timm's configuration has it."""
+    return f"{(getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')}.weight"
+
+
+def _input_bands(
+    source: tuple[str, ...] | None, target: Sequence[str | Band] | None, stem: Tensor | None
+) -> tuple[str, ...]:
+    """Names of the model's input bands, once the stem's weights have been fitted to them."""
+    if target is not None:
+        return tuple(b if isinstance(b, str) else b.label for b in target)
+    if source is None or stem is None or len(source) != stem.shape[1]:
+        return ()  # e.g. of a pair of dates, which share one stem
+    return source
+
+
 def _fit_bands(
     found: dict[str, Tensor],
     model: nn.Module,
@@ -219,7 +239,7 @@ def _fit_bands(
     path: Path,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The stem's weights for the model's bands, and what was done in words; both may be empty."""
-    name = f"{(getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')}.weight"
+    name = _stem(model)
     own = model.state_dict()
     if name not in own or name not in found or found[name].ndim != own[name].ndim:
         return {}, []

@@ -1,0 +1,101 @@
+"""How timm builds our models, and where ``pretrained=True`` finds weights.
+
+No weights are hosted, so none are downloaded: :func:`serve_weights` gives a local file a timm tag,
+and everything that asks timm for a pretrained model can then have it by that name: TorchGeo's
+``weights: true``, segmentation_models_pytorch's ``tu-`` encoders, terratorch.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg
+from torch import nn
+
+from rsmamba.errors import CheckpointError, ConfigError, UnknownModelError
+
+__all__ = ["create", "serve_weights"]
+
+#: ``architecture.tag`` -> file and the names of the bands that models are built for.
+_SERVED: dict[str, tuple[str, tuple[str, ...] | None]] = {}
+
+
+def serve_weights(
+    name: str, path: str | os.PathLike[str], *, bands: Sequence[str] | None = None
+) -> None:
+    """Give a file of weights a timm tag: ``timm.create_model(name, pretrained=True)`` loads it.
+
+    Args:
+        name: Architecture and tag, such as ``"roma_base_patch16.aerial"``.
+        path: Anything that :func:`rsmamba.models.checkpoints.load_backbone` takes; it is read when
+            a model is built.
+        bands: Names of the bands that models will be built for, where they are not those of the
+            file; see :mod:`rsmamba.models.bands`.
+
+    Raises:
+        UnknownModelError: If the architecture is not one of ours.
+        ConfigError: If the name has no tag.
+    """
+    architecture, _, tag = name.partition(".")
+    ours = timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__
+    if not ours or not ours.startswith("rsmamba.models."):
+        raise UnknownModelError(f"{architecture!r} is no model of rsmamba: `rsmamba models`")
+    if not tag:
+        raise ConfigError(f"{name!r} has no tag: choose one, such as '{architecture}.mine'")
+    _SERVED[name] = (os.fspath(path), None if bands is None else tuple(bands))
+
+
+def create(
+    model_cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    *,
+    levels: int | tuple[int, ...],
+    filter_fn: Callable[..., dict[str, Any]],
+    **kwargs: Any,
+) -> Any:
+    """Build a registered variant, with the weights that its tag stands for.
+
+    Args:
+        model_cls: Its class.
+        variant: Its name without a tag.
+        pretrained: Whether to load weights.
+        levels: Levels that ``features_only=True`` returns by default, or their number.
+        filter_fn: Fits a file given by timm's own options (``pretrained_cfg_overlay``) to a model.
+        **kwargs: Options of the model, and timm's.
+
+    Raises:
+        ConfigError: If an output stride is asked for, as DeepLabV3+ does.
+        CheckpointError: If nobody serves weights under that name, or they do not fit.
+    """
+    if (stride := kwargs.pop("output_stride", 32)) != 32:
+        raise ConfigError(
+            f"{variant} has no dilated form (output_stride={stride}): choose a decoder that needs "
+            "none, such as unet or upernet"
+        )
+    tag, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
+    served = None
+    if isinstance(tag, str):
+        served = _SERVED.get(f"{variant}.{tag}")
+        del kwargs["pretrained_cfg"]
+    if pretrained and served is None and not overlay and not isinstance(tag, dict):
+        raise CheckpointError(
+            f"no weights are known as {'.'.join(filter(None, (variant, tag)))!r}: name a file with "
+            f"rsmamba.models.serve_weights('{variant}.{tag or 'mine'}', FILE)"
+        )
+    model = build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained and served is None,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": levels, "feature_cls": "getter"},
+        **kwargs,
+    )
+    if pretrained and served is not None:
+        from rsmamba.models.checkpoints import load_backbone
+
+        path, bands = served
+        backbone = model.get_submodule("model") if kwargs.get("features_only") else model
+        load_backbone(backbone, path, bands=bands)
+    return model
