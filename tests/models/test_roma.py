@@ -99,9 +99,10 @@ def test_tiny_classifier_equals_the_golden_values_in_single_precision():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", ["small", "base", "large"])
-def test_larger_classifiers_equal_the_golden_values(size):
-    check_classifier(f"roma_cls_{size}", torch.float64)
+def test_larger_classifiers_equal_the_golden_values(size, dtype):
+    check_classifier(f"roma_cls_{size}", dtype)
 
 
 @pytest.mark.slow
@@ -144,9 +145,10 @@ def test_tiny_pyramid_equals_the_golden_values_in_single_precision():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ["roma_seg_small", "roma_seg_base", "roma_cd_base"])
-def test_larger_pyramids_equal_the_golden_values(name):
-    check_pyramid(name, torch.float64)
+def test_larger_pyramids_equal_the_golden_values(name, dtype):
+    check_pyramid(name, dtype)
 
 
 @pytest.mark.parametrize("side", [14, 16, 24])

@@ -76,9 +76,10 @@ def test_tiny_equals_the_golden_values_in_single_precision(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", ["small", "base"])
-def test_larger_models_equal_the_golden_values(size, monkeypatch):
-    check_pretraining(size, torch.float64, "tok", monkeypatch)
+def test_larger_models_equal_the_golden_values(size, dtype, monkeypatch):
+    check_pretraining(size, dtype, "tok", monkeypatch)
 
 
 def published_multi_loss(model, prediction, patches):
