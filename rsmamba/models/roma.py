@@ -6,6 +6,7 @@ https://arxiv.org/abs/2312.00752) and SwiGLU; the class token stands in the midd
 """
 
 import math
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -82,7 +83,7 @@ class MambaMixer(nn.Module):
 
         def stacked(parameter: str) -> Tensor:
             """(K, ...) of the directions: copies of these spare copies of activations."""
-            return torch.stack([scan.get_parameter(parameter) for scan in self.scans])
+            return torch.stack(list(map(attrgetter(parameter), self.scans)))
 
         x, z = self.in_proj(x).chunk(2, dim=-1)
         path: dict[str, Any] = {"orders": self.orders, "grid": grid, "cls": cls}

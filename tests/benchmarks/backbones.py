@@ -132,7 +132,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"{report['machine']}, {report['threads']} threads, load {report['load'][0]:.1f} at the "
         f"start, {report['load'][1]:.1f} at the end (this run included), float32, random weights, "
-        f"no gradients, operators: {report['backends']}. Milliseconds: min / median (runs).",
+        f"no gradients, operators: {report['backends']}. {report['note']}".rstrip(),
+        "Milliseconds: min / median (runs).",
         "",
         f"Forward of `{first['model']}`, batch {first['batch']}, {first['size']} x {first['size']} "
         "pixels:",
@@ -188,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=10, help="seconds per model and size")
     parser.add_argument("--markdown", type=Path, help="document whose section to write")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--note", default="", help="what else ran, to stand with the figures")
     parser.add_argument("--quick", action="store_true", help="small models, to see that it works")
     arguments = parser.parse_args(argv)
     if arguments.threads:
@@ -205,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "share": share(name, 224, 4, arguments.repeats),
             "growth": growth(models, arguments.sizes, arguments.repeats, arguments.budget),
             "load": [*load, os.getloadavg()[0]],
+            "note": arguments.note,
         }
     text = markdown(report)
     print(text)
