@@ -63,8 +63,13 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     from torchgeo.tasks import BaseTask
 
     import rsmamba.data
-    import rsmamba.tasks  # noqa: F401  (short class names in recipes)
+    import rsmamba.tasks
+    from rsmamba.tasks.checks import loaded_weights
 
+    # Recipes may use short class names: of what is loaded.
+    for package in (rsmamba.data, rsmamba.tasks):
+        for name in package.__all__:
+            getattr(package, name)
     _quieten()
     # TorchGeo's defaults for cloud-optimised reads, unless the user has chosen
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR")
@@ -77,6 +82,9 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
             """Refuse to train over an earlier run, unless it is resumed or may be replaced."""
             if not overwrite and not self._get(self.config, "ckpt_path"):
                 _check_run_folder(self.trainer)
+            report = loaded_weights(self.model)
+            if report is not None and self.trainer.is_global_zero:
+                print(f"weights: {report}", file=sys.stderr)
 
     try:
         return Checked(

@@ -13,6 +13,8 @@ from rsmamba.errors import BandMismatchError, ConfigError, UnknownModelError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
+    from rsmamba.models.checkpoints import LoadReport
+
 
 def check_backbone_name(name: str) -> None:
     """Refuse a name that timm's registry does not hold.
@@ -68,16 +70,20 @@ def check_classes(task: "LightningModule", num_classes: int, labels: Sequence[st
     check_bands(task)
 
 
+def loaded_weights(task: "LightningModule") -> "LoadReport | None":
+    """What the task, or the features that it probes, loaded; None for random weights."""
+    features = getattr(task, "features", None)
+    return getattr(task, "load_report", None) or getattr(features, "load_report", None)
+
+
 def input_bands(task: "LightningModule") -> tuple[str, ...]:
     """Names of a task's input bands: its own option, or what its weights were trained on.
 
     Returns:
         One name per channel; empty if neither is known.
     """
-    loaded = getattr(task, "load_report", None) or getattr(
-        getattr(task, "features", None), "load_report", None
-    )
-    return tuple(task.hparams.get("bands") or getattr(loaded, "bands", None) or ())
+    loaded = loaded_weights(task)
+    return tuple(task.hparams.get("bands") or (loaded.bands if loaded else ()))
 
 
 def check_bands(task: "LightningModule") -> None:

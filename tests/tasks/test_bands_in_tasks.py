@@ -111,8 +111,9 @@ def fit(recipe, tmp_path):
     return run_lightning("fit", ["--config", str(tmp_path / "recipe.yaml")])
 
 
-def test_a_recipe_fits_weights_for_rgb_to_four_bands(recipe, weights, tmp_path):
+def test_a_recipe_fits_weights_for_rgb_to_four_bands(recipe, weights, tmp_path, capsys):
     cli = fit(recipe, tmp_path)
+    assert "nir new" in capsys.readouterr().err
     assert cli.trainer.global_step == 1
     report = cli.model.load_report
     assert report.bands == tuple(FOUR)
