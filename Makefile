@@ -10,10 +10,10 @@ STAMP := $(VENV)/.installed
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all gpu gpu-pack bench lint type imports check format clean
+.PHONY: help install demo test test-all test-backends gpu gpu-pack bench bench-models lint type imports check format clean
 
 help:  ## show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/rsmamba_kernels/csrc/*)
 	@test -n "$(PYTHON)" || { echo "rsmamba needs Python >= 3.12, which was not found on the PATH."; \
@@ -37,18 +37,34 @@ test: $(STAMP)  ## the fast tests (CPU, offline)
 test-all: $(STAMP)  ## every test, slow ones too
 	$(BIN)/python -m pytest
 
-# On a machine without a package index: make gpu GPU_PYTHON=python3 (tools/gpu_pack.py says how)
+# Triton's interpreter is slow: the tests of the operators only, less those that start it themselves,
+# those of other backends, and one that takes minutes there.
+INTERPRETED := tests/kernels --ignore-glob="*/test_triton_*" --ignore-glob="*/test_cpu_*" \
+	--ignore=tests/kernels/test_bench.py --ignore=tests/kernels/test_build.py --deselect \
+	"tests/kernels/test_torch_integration.py::test_autocast_changes_nothing_of_the_arithmetic[selective_scan_multi]"
+test-backends: $(STAMP)  ## the fast tests on each backend of the operators in turn (about 30 minutes)
+	RSMAMBA_KERNELS=reference $(BIN)/python -m pytest -m "not slow and not gpu"
+	RSMAMBA_KERNELS=cpu $(BIN)/python -m pytest -m "not slow and not gpu"
+	RSMAMBA_KERNELS=triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow and not gpu" $(INTERPRETED)
+
+# On a machine without a package index: make gpu bench GPU_PYTHON=python3 (tools/gpu_pack.py says how)
 GPU_PYTHON ?= $(BIN)/python
-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP))  ## the tests that need a CUDA device
-	PYTHONPATH=$(PYTHONPATH):.:kernels $(GPU_PYTHON) -m pytest -m gpu
+GPU_STAMP := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP))
+GPU_RUN := PYTHONPATH=$(PYTHONPATH):.:kernels $(GPU_PYTHON)
+gpu: $(GPU_STAMP)  ## the tests that need a CUDA device
+	$(GPU_RUN) -m pytest -m gpu
 
 gpu-pack: $(STAMP)  ## collect the wheels that a GPU machine without a package index lacks
 	$(BIN)/python tools/gpu_pack.py --out gpu-pack
 
-bench: $(STAMP)  ## time the operators on every backend; writes kernels/BENCHMARKS.md
+bench: $(GPU_STAMP)  ## time the operators on every backend; writes kernels/BENCHMARKS.md
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 \
-	$(GPU_PYTHON) -m rsmamba_kernels.bench --baselines tests/benchmarks/torch_loops.py \
+	$(GPU_RUN) -m rsmamba_kernels.bench --baselines tests/benchmarks/torch_loops.py \
 	--markdown kernels/BENCHMARKS.md --json kernels/benchmarks.json $(BENCH)
+
+bench-models: $(STAMP)  ## time the backbones on this CPU (about 10 minutes); writes docs/models.md
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 \
+	$(BIN)/python tests/benchmarks/backbones.py --markdown docs/models.md --json docs/models.json $(BENCH)
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

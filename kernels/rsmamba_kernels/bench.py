@@ -3,10 +3,11 @@
 All forms of a case run in turn in one process, because machines are shared and noisy: compare
 figures of one run only. On a GPU the caches are flushed between calls, and the floor is the larger
 of the bytes that must move (at the copy bandwidth measured in the same run) and the exponentials
-that must be computed (at 16 per clock and multiprocessor).
+that must be computed (at 16 per clock and multiprocessor); see :func:`least`.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -15,9 +16,11 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +31,8 @@ from rsmamba_kernels.dispatch import REFERENCE, Request
 
 #: A form of an operator: takes the case's tensors.
 Form = Callable[..., Tensor]
+#: Of the copy that the bandwidth is measured with: far more than a cache holds.
+_COPY_BYTES = 2**30
 #: PyTorch forms need this many times the bytes of the largest tensor, times the states.
 _REFERENCE_TENSORS = 8
 
@@ -37,8 +42,9 @@ class Result:
     """Milliseconds of one form of a case; None where a form was too large for the memory.
 
     ``ratio`` and ``ratio_both`` compare medians with the first form of the case; ``memory`` is the
-    most that a forward without gradients allocates, its output included, in MB (1e6 bytes);
-    ``floor`` and ``bandwidth`` (bytes that must move per second, in 1e9) are of GPUs.
+    most that a forward without gradients allocates, its output included, in MB (1e6 bytes). Of
+    GPUs: ``floor`` is the median over the least time possible, ``bandwidth`` the bytes that must
+    move per second, in 1e9; both are of the forward, with ``_both`` of forward + backward.
     """
 
     operator: str
@@ -55,6 +61,8 @@ class Result:
     memory: float
     floor: float | None = None
     bandwidth: float | None = None
+    floor_both: float | None = None
+    bandwidth_both: float | None = None
 
 
 def forms(case: Case, isas: Sequence[str], to_beat: dict[str, Form]) -> dict[str, Form]:
@@ -130,18 +138,30 @@ class Clock:
         changes = sorted((e.start_ns(), e.nbytes()) for e in raw if e.name() == "[memory]")
         return max(itertools.accumulate((size for _, size in changes), initial=0))
 
+    @functools.cached_property
     def copy_bandwidth(self) -> float:
-        """Bytes per second, read and written, of the device's own copy."""
-        source = torch.empty(2**30, dtype=torch.int8, device=self.flush.device)
+        """Bytes per second, read and written, of the device's own copy; measured once."""
+        source = torch.empty(_COPY_BYTES, dtype=torch.int8, device=self.flush.device)
         target = torch.empty_like(source)
         times = [self(lambda: target.copy_(source)) for _ in range(20)]
         return 2 * source.numel() / (1e-3 * statistics.median(times[5:]))
+
+    @functools.cached_property
+    def exponential_rate(self) -> float:
+        """Exponentials per second that the GPU's special function units can compute."""
+        properties = torch.cuda.get_device_properties(0)
+        return 16 * properties.multi_processor_count * properties.clock_rate * 1e3
+
+    def floor(self, bytes_: int, exponentials: int) -> float:
+        """Milliseconds that this device needs at least."""
+        return 1e3 * max(bytes_ / self.copy_bandwidth, exponentials / self.exponential_rate)
 
 
 def measure(case: Case, found: dict[str, Form], clock: Clock, repeats: int) -> list[Result]:
     """Run all forms in turn, ``repeats`` times after one round without a watch."""
     with torch.no_grad():
-        cotangent = torch.randn_like(next(iter(found.values()))(*case.tensors))
+        output = next(iter(found.values()))(*case.tensors)
+    cotangent = torch.randn_like(output)
     runs: dict[str, tuple[list[float], list[float]]] = {}
     too_large = set()
 
@@ -164,10 +184,12 @@ def measure(case: Case, found: dict[str, Form], clock: Clock, repeats: int) -> l
                 continue
             both(form)
             series[1].append(clock(lambda form=form: both(form)))  # type: ignore[misc]
-    return [
-        _result(case, name, runs, clock, clock.peak(lambda form=form: forward(form)))  # type: ignore[misc]
-        for name, form in found.items()
-    ]
+    base, results = next(iter(runs)), []
+    for name, form in found.items():
+        peak = clock.peak(lambda form=form: forward(form))  # type: ignore[misc]
+        result = _result(case, name, runs[name], runs[base], peak)
+        results.append(_with_floor(result, case, output, clock) if clock.cuda else result)
+    return results
 
 
 def _is_too_large(case: Case) -> bool:
@@ -182,42 +204,59 @@ def _is_too_large(case: Case) -> bool:
 def _result(
     case: Case,
     name: str,
-    runs: dict[str, tuple[list[float], list[float]]],
-    clock: Clock,
+    series: tuple[list[float], list[float]],
+    base: tuple[list[float], list[float]],
     peak: int,
 ) -> Result:
-    base = next(iter(runs.values()))
-    medians = [statistics.median(series[1:]) if series[1:] else None for series in runs[name]]
-    bases = [statistics.median(series[1:]) if series[1:] else None for series in base]
-    forward, both = medians
+    """Summarise the times of a form, less those of the first round."""
+    forward, both = (statistics.median(times[1:]) if times[1:] else None for times in series)
+    bases = [statistics.median(times[1:]) if times[1:] else None for times in base]
     assert forward is not None and bases[0] is not None  # noqa: S101 - every form runs forward
-    floor = bandwidth = None
-    if clock.cuda:
-        bytes_ = sum(t.nbytes for t in case.tensors) + case.tensors[0].nbytes
-        bandwidth = bytes_ / forward / 1e6
-        floor = forward / _floor_ms(case, bytes_, clock)
     return Result(
         case.operator,
         case.shape,
         str(case.tensors[0].dtype).removeprefix("torch."),
         name,
         torch.get_num_threads(),
-        min(runs[name][0][1:]),
+        min(series[0][1:]),
         forward,
         bases[0] / forward,
-        None if both is None else min(runs[name][1][1:]),
+        None if both is None else min(series[1][1:]),
         both,
         None if both is None or bases[1] is None else bases[1] / both,
         peak / 1e6,
-        floor,
-        bandwidth,
     )
 
 
-def _floor_ms(case: Case, bytes_: int, clock: Clock) -> float:
-    properties = torch.cuda.get_device_properties(0)
-    rate = 16 * properties.multi_processor_count * properties.clock_rate * 1e3
-    return 1e3 * max(bytes_ / clock.copy_bandwidth(), case.exponentials / rate)
+def least(case: Case, output: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Bytes that must move and exponentials that must be computed, by a forward and by both passes.
+
+    The forward reads the inputs and writes the output. The backward reads the inputs again and the
+    gradient of the output, writes the gradients of the inputs, and computes the exponentials again:
+    whatever else it could have kept takes more bytes than the inputs. Kernels that compute
+    exponentials a third time (states recomputed before the way back) stay above this floor.
+    """
+    inputs = sum(t.nbytes for t in case.tensors)
+    forward = inputs + output.nbytes
+    backward = inputs + output.nbytes + inputs
+    return (forward, case.exponentials), (forward + backward, 2 * case.exponentials)
+
+
+def _with_floor(result: Result, case: Case, output: Tensor, clock: Clock) -> Result:
+    """The result with floors and bandwidths."""
+    (bytes_, exponentials), (bytes_both, exponentials_both) = least(case, output)
+    result = replace(
+        result,
+        floor=result.forward_median / clock.floor(bytes_, exponentials),
+        bandwidth=bytes_ / result.forward_median / 1e6,
+    )
+    if result.both_median is None:
+        return result
+    return replace(
+        result,
+        floor_both=result.both_median / clock.floor(bytes_both, exponentials_both),
+        bandwidth_both=bytes_both / result.both_median / 1e6,
+    )
 
 
 def machine(device: str) -> str:
@@ -237,18 +276,24 @@ def table(results: Sequence[Result]) -> str:
     head = (
         "| operator | shape | dtype | form | threads | forward | x | forward + backward | x | MB |"
     )
-    lines = [head + (" / floor | GB/s |" if cuda else "")]
-    lines.append("|---" * (12 if cuda else 10) + "|")
+    columns = " forward / floor | GB/s | forward + backward / floor | GB/s |" if cuda else ""
+    lines = [head + columns, "|---" * (14 if cuda else 10) + "|"]
     for r in results:
         both = "-" if r.both_median is None else f"{r.both_min:.3f} / {r.both_median:.3f}"
-        ratio = "-" if r.ratio_both is None else f"{r.ratio_both:.1f}"
         line = (
             f"| {r.operator} | {r.shape} | {r.dtype} | {r.form} | {r.threads} "
-            f"| {r.forward_min:.3f} / {r.forward_median:.3f} | {r.ratio:.1f} | {both} | {ratio} "
-            f"| {r.memory:.1f} |"
+            f"| {r.forward_min:.3f} / {r.forward_median:.3f} | {r.ratio:.1f} | {both} "
+            f"| {_number(r.ratio_both, 1)} | {r.memory:.1f} |"
         )
-        lines.append(line + (f" {r.floor:.2f} | {r.bandwidth:.0f} |" if r.floor else ""))
+        if cuda:
+            line += f" {_number(r.floor, 2)} | {_number(r.bandwidth, 0)} |"
+            line += f" {_number(r.floor_both, 2)} | {_number(r.bandwidth_both, 0)} |"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def write_section(path: Path, title: str, text: str) -> None:
@@ -263,6 +308,12 @@ def write_section(path: Path, title: str, text: str) -> None:
     path.write_text(new.rstrip() + "\n")
 
 
+def write_figures(path: Path, title: str, figures: dict[str, Any]) -> None:
+    """Replace, or add, the figures of a machine in a JSON file: an object with one member each."""
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(report | {title: figures}, indent=1) + "\n")
+
+
 def baselines(path: Path | None) -> dict[str, Form]:
     """The functions of a Python file that are named as operators."""
     if path is None:
@@ -274,47 +325,86 @@ def baselines(path: Path | None) -> dict[str, Form]:
     return {name: getattr(module, name) for name in dispatch.operators() if hasattr(module, name)}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse arguments, run all cases, print and write the table."""
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Put the number of threads and the instruction set back."""
+    threads, isa = torch.get_num_threads(), os.environ.get(cpu.ISA_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop(cpu.ISA_ENVIRONMENT, None)
+        if isa is not None:
+            os.environ[cpu.ISA_ENVIRONMENT] = isa
+
+
+def _load() -> str:
+    """Processes that run or wait, over the last minute; Windows does not count them."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("rsmamba_kernels.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="on a CPU with several cores 1 and 2, else 1"
+    )
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--isa", nargs="*", default=[], help="instruction sets to compare (CPU)")
+    parser.add_argument(
+        "--isa",
+        nargs="*",
+        choices=cpu.ISAS,
+        help="instruction sets to compare on a CPU, as far as it has them; by default all, "
+        "without a name the one that is used",
+    )
     parser.add_argument("--only", help="operators whose name contains this")
     parser.add_argument("--baselines", type=Path, help="Python file with PyTorch forms to beat")
     parser.add_argument(
         "--markdown", type=Path, help="file whose section for this machine to write"
     )
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="file whose figures for this machine to write")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it works")
     arguments = parser.parse_args(argv)
+    on_cpu = arguments.device == "cpu"
+    if arguments.threads is None:
+        arguments.threads = [1, 2] if on_cpu and (os.cpu_count() or 1) > 1 else [1]
+    asked = cpu.ISAS[::-1] if arguments.isa is None else arguments.isa
+    arguments.isa = [isa for isa in asked if on_cpu and isa in cpu.supported_isas()]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments, run all cases, print and write the table."""
+    arguments = _arguments(argv)
     torch.manual_seed(0)
     clock = Clock(arguments.device)
     to_beat = baselines(arguments.baselines)
     results: list[Result] = []
-    started = os.getloadavg()[0]
-    for threads in arguments.threads:
-        torch.set_num_threads(threads)
-        for case in cases(arguments.device, arguments.quick):
-            if arguments.only and arguments.only not in case.operator:
-                continue
-            found = forms(case, arguments.isa, to_beat)
-            part = measure(case, found, clock, arguments.repeats)
-            print(table(part), flush=True)
-            results += part
-    load = f"load {started:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
+    load = f"load {_load()} at the start"
+    with _settings_kept():
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            for case in cases(arguments.device, arguments.quick):
+                if arguments.only and arguments.only not in case.operator:
+                    continue
+                found = forms(case, arguments.isa, to_beat)
+                part = measure(case, found, clock, arguments.repeats)
+                print(table(part), flush=True)
+                results += part
+    load += f", {_load()} at the end"
     note = (
         f"{load}. Milliseconds, min / median of {arguments.repeats} calls in turn; x: the first "
         "form's median over this one's; MB: the most that a forward without gradients allocates, "
         "its output included."
     )
+    if clock.cuda:
+        note += f" Floors are for copies at {clock.copy_bandwidth / 1e9:.0f} GB/s."
     name = machine(arguments.device)
     if arguments.markdown:
         write_section(arguments.markdown, name, f"{note}\n\n{table(results)}")
     if arguments.json:
-        report = {"machine": name, "load": load, "results": [asdict(r) for r in results]}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        figures = {"load": load, "results": [asdict(r) for r in results]}
+        write_figures(arguments.json, name, figures)
     print(f"{name}; {note}")
 
 

@@ -1,6 +1,7 @@
 """Checks of an operator's arguments: each error names the argument, its value and the remedy."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,29 +9,48 @@ from torch import Tensor
 #: Environment variable that turns on the checks that read tensors' values.
 DEBUG_ENVIRONMENT = "RSMAMBA_KERNELS_DEBUG"
 
+#: What operators compute with. Other floating dtypes of torch are for storage.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable says yes."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "on", "yes", "y")
+
 
 def check_tensors(
-    operator: str, dense: tuple[str, ...] = (), **expected: tuple[Tensor | None, tuple[int, ...]]
+    operator: str,
+    dense: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+    **expected: tuple[Tensor | None, tuple[int, ...]],
 ) -> None:
     """Check dtypes, devices, shapes and memory layout of an operator's tensors.
 
     Args:
         operator: Its name, for the messages.
         dense: Names of those whose last dimension must be contiguous.
-        expected: Tensor (None for an optional one that is absent) and shape of each argument; all
-            must be on the device of the first.
+        optional: Names of those that may be None.
+        expected: Tensor and shape of each argument; all must be on the device of the first.
 
     Raises:
-        TypeError: If an argument is no floating-point tensor.
+        TypeError: If an argument is no dense floating-point tensor.
         ValueError: If a device, shape or layout is wrong.
     """
     first: tuple[str, Tensor] | None = None
     for name, (tensor, shape) in expected.items():
-        if tensor is None:
+        if tensor is None and name in optional:
             continue
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{operator}: {name} must be a floating-point tensor, not {kind}")
+            raise TypeError(
+                f"{operator}: {name} must be a floating-point tensor, not {kind}; "
+                "float16, bfloat16, float32 and float64 are taken"
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"{operator}: {name} must be a dense tensor, not {tensor.layout}; "
+                f"pass {name}.to_dense()"
+            )
         if first is None:
             first = name, tensor
         if tensor.device != first[1].device:
@@ -71,15 +91,34 @@ def check_rank(operator: str, name: str, tensor: Tensor, dimensions: str) -> Non
         )
 
 
+def check_directions(operator: str, name: str, tensor: Tensor, orders: Sequence[int]) -> None:
+    """Check that there is one order for each of the tensor's directions.
+
+    Raises:
+        TypeError: If the orders are no sequence.
+        ValueError: If there are none, or their number is another.
+    """
+    if not isinstance(orders, Sequence) or isinstance(orders, str):
+        raise TypeError(f"{operator}: orders must be a sequence of integers, not {orders!r}")
+    if not orders:
+        raise ValueError(f"{operator}: orders is empty; name at least one direction")
+    if tensor.shape[0] != len(orders):
+        raise ValueError(
+            f"{operator}: {name} has {tensor.shape[0]} directions (shape {tuple(tensor.shape)}), "
+            f"orders has {len(orders)}: {tuple(orders)}"
+        )
+
+
 def check_decay(operator: str, A: Tensor) -> None:
     """With ``RSMAMBA_KERNELS_DEBUG=1``: decay rates that do not decay make states explode.
 
     Raises:
         ValueError: If any is zero, positive or NaN.
     """
-    if torch.compiler.is_compiling() or not os.environ.get(DEBUG_ENVIRONMENT):
+    if torch.compiler.is_compiling() or not is_set(DEBUG_ENVIRONMENT):
         return
-    if A.is_meta or (A < 0).all():
+    # A mapped tensor holds values that cannot be read here.
+    if A.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(A) or (A < 0).all():
         return
     raise ValueError(
         f"{operator}: A {tuple(A.shape)} must be negative everywhere, its largest value is "

@@ -13,7 +13,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import IntEnum
 from pathlib import Path
 
@@ -77,6 +77,11 @@ def as_rows(tensor: Tensor) -> Tensor:
     """(B, ..., D) as float32 (B, L, D) with a contiguous last dimension; a view where possible."""
     tensor = tensor.detach().to(torch.float32).flatten(1, -2)
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def empty(*shape: int) -> Tensor:
+    """What a kernel will fill; whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def rows(tensor: Tensor) -> Rows:
@@ -151,7 +156,9 @@ def _isa(path: Path, asked: str | None) -> tuple[int, str]:
     supported = [name for i, name in enumerate(ISAS) if library.rsm_supports(i)]
     chosen = asked or supported[-1]
     if chosen not in supported:
-        return -1, f"{ISA_ENVIRONMENT}={chosen}: choose one of {', '.join(supported)}"
+        problem = f"{ISA_ENVIRONMENT}={chosen}: choose one of {', '.join(supported)}"
+        _LOG.warning("The fast CPU operators are off: %s", problem)
+        return -1, problem
     return ISAS.index(chosen), ""
 
 
@@ -187,6 +194,7 @@ def run(operation: Operation, args: ctypes.Structure, units: int, work: int) -> 
 
     Raises:
         MemoryError: If there is no memory for the kernel's scratch.
+        RuntimeError: If the kernel refuses its arguments.
     """
     library, _ = _load(LIBRARY)
     isa, problem = _isa(LIBRARY, os.environ.get(ISA_ENVIRONMENT))
@@ -207,19 +215,40 @@ def run(operation: Operation, args: ctypes.Structure, units: int, work: int) -> 
                 return
             codes.append(library.rsm_run(isa, operation, address, begin, end))
 
-    helpers = _helpers(drain, threads - 1)
-    drain()
-    for helper in helpers:
-        # One that has not started has nothing left to do.
-        if not helper.cancel():
-            helper.result()
-    if any(codes):
-        raise MemoryError(f"{operation.name}: no memory for the scratch of the C++ kernel")
-
-
-def _helpers(task: Callable[[], None], count: int) -> list[Future[None]]:
-    """Start a task on other threads; fewer, or none, while the interpreter shuts down."""
+    helpers: list[Future[None]] = []
     try:
-        return [_pool().submit(task) for _ in range(count)]
+        _start(drain, threads - 1, helpers)
+        drain()
+    finally:
+        # Also when interrupted: nobody may write into tensors that this call gives up.
+        ranges.clear()
+        _finish(helpers)
+    if 1 in codes:
+        raise MemoryError(f"{operation.name}: no memory for the scratch of the C++ kernel")
+    if any(codes):
+        raise RuntimeError(f"{operation.name}: the C++ kernel refused its arguments ({max(codes)})")
+
+
+def _start(task: Callable[[], None], count: int, started: list[Future[None]]) -> None:
+    """Start a task on other threads; on fewer, or none, where there are no more to be had."""
+    try:
+        while len(started) < count:
+            started.append(_pool().submit(task))
     except RuntimeError:
-        return []
+        _LOG.debug("%d of %d threads to be had", len(started), count)
+
+
+def _finish(helpers: list[Future[None]]) -> None:
+    """Wait until no helper runs, however often that is interrupted; then raise what was raised."""
+    errors: list[BaseException] = []
+    # One that has not started has nothing left to do.
+    waiting = [helper for helper in helpers if not helper.cancel()]
+    while waiting:
+        try:
+            wait(waiting)
+            break
+        except KeyboardInterrupt as interrupt:
+            errors.append(interrupt)
+    errors += [error for helper in waiting if (error := helper.exception()) is not None]
+    if errors:
+        raise errors[0]

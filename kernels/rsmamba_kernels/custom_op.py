@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rsmamba_kernels import dispatch
-from rsmamba_kernels.dispatch import AUTOMATIC, Backend, Request
+from rsmamba_kernels.dispatch import Backend, Request
 
+#: Backend argument of an operation whose caller named none.
+_UNASKED = ""
 #: (tensors, options) of a call.
 Example = tuple[list[Tensor | None], list[Any]]
 
@@ -107,25 +110,31 @@ class Operator:
             BackendError: If the backend is unknown or cannot take the tensors.
         """
         device, *facts = _facts(tensors)
-        chosen = _chosen(self.name, device, *facts, self.size(tensors), backend)
-        function = dispatch.entry(self.name).backends[chosen].function
-        if function is not None:
-            with full_precision(device):
-                return function(*tensors, *options)
+        # Under a tracer the size may be a symbol: whoever runs the graph looks at the number.
+        size = 0 if torch.compiler.is_compiling() else self.size(tensors)
+        chosen = _chosen(self.name, device, *facts, size, backend)
+        if device == "meta" and backend is None:
+            # Shapes are all there is to compute, and counters see the operation itself.
+            chosen = _UNASKED
+        else:
+            function = dispatch.entry(self.name).backends[chosen].function
+            if function is not None:
+                with full_precision(device):
+                    return function(*tensors, *options)
         if torch.compiler.is_compiling():
             # What is exported here may run where there is no such backend.
-            chosen = backend or AUTOMATIC
+            chosen = _UNASKED if backend is None else backend
         y: Tensor = self._forward(*tensors, *options, chosen)
         return y
 
     def _backend(self, tensors: Sequence[Tensor | None], name: str) -> Backend:
         """The backend of a custom operation; a graph leaves the choice to whoever runs it."""
         backends = dispatch.entry(self.name).backends
-        if name == AUTOMATIC:
-            device, dtypes, empty, _, _ = _facts(tensors)
-            request = Request(device, dtypes, self.size(tensors), empty)
-            return dispatch.resolve(self.name, request)
-        return backends[name]
+        if name in backends:
+            return backends[name]
+        device, dtypes, empty, _, _, shapes = _facts(tensors)
+        request = Request(device, dtypes, self.size(tensors), empty, shapes=shapes)
+        return dispatch.resolve(self.name, request, None if name == _UNASKED else name)
 
     def _run_forward(self, *args: Any) -> Tensor:
         tensors, options, name = args[: self.count], args[self.count : -1], args[-1]
@@ -196,8 +205,8 @@ def _differentiate(
 
 def _facts(
     tensors: Sequence[Tensor | None],
-) -> tuple[str, tuple[torch.dtype, ...], bool, bool, bool]:
-    """Device, dtypes, and whether the tensors are empty, wrapped and compiled."""
+) -> tuple[str, tuple[torch.dtype, ...], bool, bool, bool, tuple[tuple[int, ...], ...]]:
+    """Device, dtypes, whether the tensors are empty, wrapped and compiled, and their shapes."""
     present = [t for t in tensors if t is not None]
     compiling = torch.compiler.is_compiling()
     return (
@@ -206,12 +215,17 @@ def _facts(
         any(t.numel() == 0 for t in present),
         not compiling and any(_is_wrapped(t) for t in present),
         compiling,
+        () if compiling else tuple(tuple(t.shape) for t in present),
     )
 
 
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether operations on the tensor are recorded or transformed instead of done."""
-    return torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return (
+        torch.jit.is_tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
+    )
 
 
 # A tracer sees the answer as a constant of the graph; it could not follow the question.
@@ -223,11 +237,12 @@ def _chosen(
     empty: bool,
     wrapped: bool,
     compiling: bool,
+    shapes: tuple[tuple[int, ...], ...],
     size: int,
     backend: str | None,
 ) -> str:
     if torch.onnx.is_in_onnx_export():
         # The exporter traces like a compiler, but ONNX knows none of our operations.
         wrapped, compiling = True, False
-    request = Request(device, dtypes, size, empty, wrapped, compiling)
+    request = Request(device, dtypes, size, empty, wrapped, compiling, shapes)
     return dispatch.resolve(operator, request, backend).name

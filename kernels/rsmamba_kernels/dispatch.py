@@ -8,6 +8,7 @@ the reference on a small example, tried once per process.
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Request:
         empty: Whether a tensor has no elements.
         wrapped: Whether operations are recorded or transformed (jit tracing, ONNX, functorch).
         compiling: Whether torch.compile or torch.export looks on.
+        shapes: Shapes of all tensors, where they are numbers: nothing while a tracer looks on.
     """
 
     device: str
@@ -51,6 +53,7 @@ class Request:
     empty: bool = False
     wrapped: bool = False
     compiling: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,9 @@ class Entry:
 
 
 _REGISTRY: dict[str, Entry] = {}
+#: Held during a trial; the thread that a trial runs in says so.
+_ONE_TRIAL = threading.Lock()
+_TRIAL = threading.local()
 
 
 def entry(operator: str) -> Entry:
@@ -165,9 +171,22 @@ def status(device: str | None = None) -> list[OperatorStatus]:
 
 
 def outside[T](task: Callable[[], T]) -> T:
-    """Run a task in a thread of its own, free of this one's modes (autograd, autocast, tracing)."""
+    """Run a task in a thread of its own, free of this one's modes (autograd, autocast, tracing).
+
+    It works on this thread's GPU and stream.
+    """
+    here = None
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        here = torch.cuda.current_device(), torch.cuda.current_stream()
+
+    def run() -> T:
+        if here is None:
+            return task()
+        with torch.cuda.device(here[0]), torch.cuda.stream(here[1]):
+            return task()
+
     with ThreadPoolExecutor(1, thread_name_prefix="rsmamba-outside") as pool:
-        return pool.submit(task).result()
+        return pool.submit(run).result()
 
 
 def _ranked(operator: str) -> list[Backend]:
@@ -224,19 +243,23 @@ def _refusal(operator: str, backend: Backend, request: Request) -> str | None:
 
 
 def _problem(operator: str, backend: Backend, device: str) -> str:
-    """What the trial against the reference found; it is made once."""
+    """What the trial against the reference found; it is made once, while others wait for it."""
     known = _REGISTRY[operator].problems
     key = backend.name, device
-    if key not in known:
-        known[key] = ""  # the trial itself uses the operator
-        known[key] = outside(lambda: _try(operator, backend, device))
-        if known[key]:
-            _LOG.warning("%s: backend %r is off: %s", operator, backend.name, known[key])
+    if getattr(_TRIAL, "runs", False):
+        return known.get(key, "")  # the trial itself may use operators
+    with _ONE_TRIAL:
+        if key not in known:
+            found = outside(lambda: _try(operator, backend, device))
+            known[key] = found
+            if found:
+                _LOG.warning("%s: backend %r is off: %s", operator, backend.name, found)
     return known[key]
 
 
 def _try(operator: str, backend: Backend, device: str) -> str:
     """Compare output and gradients with the reference in float64 on the CPU."""
+    _TRIAL.runs = True
     this = _REGISTRY[operator]
     reference = this.backends.get(REFERENCE)
     if backend.forward is None or backend.backward is None or this.example is None:

@@ -4,7 +4,8 @@ Tokens are stored in raster order; a class token may stand among them. Kernels c
 of each step from ``(order, height, width, slot)``, so nothing is flipped or transposed in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ _ORDERS = (0, 1, 2, 3)
 
 
 def scan_path(
+    operator: str,
     length: int,
     orders: Sequence[int],
     grid: tuple[int, int] | None = None,
@@ -25,6 +27,7 @@ def scan_path(
     """Check a path and put it into the form that kernels take.
 
     Args:
+        operator: Whose path it is, for the messages.
         length: Number of tokens, with the class token.
         orders: Of every direction: 0 along rows, 1 rows reversed, 2 columns, 3 columns reversed.
         grid: (H, W) of the patches; orders 0 and 1 do not need it.
@@ -34,24 +37,42 @@ def scan_path(
         Orders, height, width and the slot of the class token (-1 without one).
 
     Raises:
+        TypeError: If an order or a side of the grid is no integer.
         ValueError: If an order is unknown, or the length does not fit the grid.
     """
     if cls not in ("none", "middle", "first"):
-        raise ValueError(f"cls={cls!r}: choose 'none', 'middle' or 'first'")
+        raise ValueError(f"{operator}: cls={cls!r}: choose 'none', 'middle' or 'first'")
     for order in orders:
+        if not _is_integer(order):
+            raise TypeError(f"{operator}: order={order!r} must be an integer: 0, 1, 2 or 3")
         if order not in _ORDERS:
-            raise ValueError(f"order={order!r}: choose 0, 1 (rows) or 2, 3 (columns)")
+            raise ValueError(f"{operator}: order={order}: choose 0, 1 (rows) or 2, 3 (columns)")
         if order >= 2 and grid is None:
-            raise ValueError(f"order={order} runs along columns: give grid=(H, W)")
+            raise ValueError(f"{operator}: order={order} runs along columns: give grid=(H, W)")
     extra = 0 if cls == "none" else 1
-    height, width = (1, length - extra) if grid is None else grid
+    height, width = (1, length - extra) if grid is None else _sides(operator, grid)
     if length != height * width + extra:
         raise ValueError(
-            f"{length} tokens on a grid of {height} x {width} with cls={cls!r}: "
+            f"{operator}: {length} tokens on a grid of {height} x {width} with cls={cls!r}: "
             f"expected {height * width + extra}"
         )
     slot = {"none": -1, "middle": (length - 1) // 2, "first": 0}[cls]
     return list(orders), height, width, slot
+
+
+def _is_integer(number: object) -> bool:
+    """Also while a tracer follows sizes as symbols."""
+    return isinstance(number, Integral | torch.SymInt) and not isinstance(number, bool)
+
+
+def _sides(operator: str, grid: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the grid."""
+    sides = tuple(grid) if isinstance(grid, Iterable) else ()
+    if len(sides) != 2 or not all(map(_is_integer, sides)):
+        raise TypeError(f"{operator}: grid={grid!r} must be two integers (H, W)")
+    if sides[0] < 0 or sides[1] < 0:
+        raise ValueError(f"{operator}: grid={sides} has a negative side")
+    return sides
 
 
 def path_index(
@@ -86,5 +107,5 @@ def scan_index(
     device: torch.device | None = None,
 ) -> Tensor:
     """:func:`path_index` of checked arguments; see :func:`scan_path` for them and the errors."""
-    _, height, width, slot = scan_path(length, [order], grid, cls)
+    _, height, width, slot = scan_path("scan_index", length, [order], grid, cls)
     return path_index(order, height, width, slot, device)

@@ -40,6 +40,7 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
         ctx.adjoint = inputs[2]
 
     @staticmethod
@@ -53,6 +54,20 @@ class _LinearRecurrence(torch.autograd.Function):
             to_drive[:, :-1] * states[:, 1:] if ctx.adjoint else to_drive[:, 1:] * states[:, :-1]
         )
         return torch.cat([first, pairs], dim=1), to_drive, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, decay_tangent: Tensor | None, drive_tangent: Tensor | None, _: None
+    ) -> Tensor:
+        decay, states = ctx.saved_tensors
+        drive = torch.zeros_like(states) if drive_tangent is None else drive_tangent
+        if decay_tangent is not None:
+            edge = torch.zeros_like(states[:, :1])
+            if ctx.adjoint:
+                drive = drive + torch.cat([decay_tangent[:, 1:] * states[:, 1:], edge], dim=1)
+            else:
+                drive = drive + torch.cat([edge, decay_tangent[:, 1:] * states[:, :-1]], dim=1)
+        return _LinearRecurrence.apply(decay, drive, ctx.adjoint)
 
     @staticmethod
     def vmap(

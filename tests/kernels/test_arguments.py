@@ -1,5 +1,6 @@
 """Wrong arguments: each error names the argument, what it is and what was expected."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,9 +20,33 @@ def test_every_wrong_shape_is_named(operator):
         # Any number of taps will do.
         wider = [tensor.unsqueeze(0)] + ([] if name == "weight" else [tensor[..., :-1]])
         for wrong in (t for t in wider if t.numel()):
-            # Seen from a wrong first tensor, another one does not fit.
-            with pytest.raises(ValueError, match=r"has shape \(.*expected|tokens on a grid"):
+            # Seen from a wrong first tensor, or rates, another one does not fit.
+            said = name if name not in ("u", "x", "y", "h", "A") else r"\w+"
+            with pytest.raises(
+                ValueError, match=rf"{said} has shape \(.*expected|tokens on a grid"
+            ):
                 function(**inputs | {name: wrong.contiguous()})
+
+
+def test_a_missing_tensor_is_named_unless_it_is_optional(operator):
+    function, inputs = operator
+    for name in inputs:
+        if name in ("dt_bias", "bias") or (name == "D" and "A" in inputs):
+            assert function(**inputs | {name: None}).isfinite().all()
+        else:
+            with pytest.raises(TypeError, match=rf"{name} must be a .*tensor, not NoneType"):
+                function(**inputs | {name: None})
+
+
+def test_tensors_for_storage_and_sparse_ones_are_refused(operator):
+    function, inputs = operator
+    for name, tensor in inputs.items():
+        with pytest.raises(
+            TypeError, match=rf"{name} must be a floating-point tensor, not .*float8"
+        ):
+            function(**inputs | {name: tensor.to(torch.float8_e4m3fn)})
+        with pytest.raises(TypeError, match=rf"{name} must be a dense tensor"):
+            function(**inputs | {name: tensor.to_sparse()})
 
 
 def test_integer_tensors_and_arrays_are_refused(operator):
@@ -74,6 +99,8 @@ def test_debug_mode_refuses_growing_states(name, monkeypatch):
     inputs = make()
     inputs["A"].view(-1)[3] = 0.5
     function(**inputs)
+    monkeypatch.setenv("RSMAMBA_KERNELS_DEBUG", "0")
+    function(**inputs)
     monkeypatch.setenv("RSMAMBA_KERNELS_DEBUG", "1")
     with pytest.raises(ValueError, match=r"A .* must be negative .* largest value is 0\.5"):
         function(**inputs)
@@ -95,6 +122,49 @@ def test_paths_that_do_not_fit_are_refused(name):
         function(**make(), cls="last")
     with pytest.raises(ValueError, match="orders is empty"):
         function(**make(), orders=())
+    with pytest.raises(ValueError, match=r"has 4 directions .*orders has 2"):
+        function(**make(), orders=(0, 1))
+
+
+@pytest.mark.parametrize("name", ["selective_scan_multi", "conv1d_silu"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("grid", value) for value in (20, (4, 5, 1), "45", (4.0, 5.0), (True, 20), None)),
+        *(("orders", value) for value in (0, (0, 1, 2, 3.0), "0123", (0, 1, 2, None))),
+    ],
+)
+def test_what_is_no_path_is_named_with_its_operator(name, option, value):
+    function, make = OPERATORS[name]
+    with pytest.raises((TypeError, ValueError), match=rf"{name}: (grid|orders?)"):
+        function(**make(), **{option: value})
+
+
+def test_a_grid_below_nothing_is_refused():
+    """The product of two negative sides fits, and kernels would write outside the sequence."""
+    function, make = OPERATORS["selective_scan"]
+    with pytest.raises(ValueError, match=r"selective_scan: grid=\(-4, -5\) has a negative side"):
+        function(**make(), order=2, grid=(-4, -5))
+
+
+def test_numbers_of_numpy_are_integers_too():
+    function, make = OPERATORS["conv1d_silu"]
+    wanted = function(**make())
+    orders = tuple(np.arange(4))
+    assert torch.equal(function(**make(), orders=orders, grid=np.array([4, 5])), wanted)
+
+
+def test_a_convolution_without_taps_and_an_image_without_rows_are_refused():
+    function, make = OPERATORS["conv1d_silu"]
+    inputs = make()
+    with pytest.raises(ValueError, match="no taps"):
+        function(**inputs | {"weight": inputs["weight"][..., :0]})
+    function, make = OPERATORS["state_fusion"]
+    inputs = make()
+    for name in ("h", "x", "C"):
+        inputs[name] = inputs[name][:, :0]
+    with pytest.raises(ValueError, match="needs rows and columns"):
+        function(**inputs)
 
 
 def test_an_unknown_padding_is_refused():

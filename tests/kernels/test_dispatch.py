@@ -1,6 +1,9 @@
 """Backend choice: argument > RSMAMBA_KERNELS > automatic, after a trial against the reference."""
 
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -134,6 +137,44 @@ class TestTrial:
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
             assert resolve("twice", SINGLE).name == "curious"
         assert states == [(False, False)]
+
+    def test_others_wait_for_the_trial_in_progress(self):
+        started = threading.Event()
+
+        def slow(x):
+            started.set()
+            time.sleep(0.2)
+            return 3 * x
+
+        add_kernel("slow", slow, lambda dy, x: [dy], priority=2)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(lambda: resolve("twice", SINGLE).name)
+            started.wait()
+            second = pool.submit(lambda: resolve("twice", SINGLE).name)
+            assert (first.result(), second.result()) == ("fast", "fast")
+
+    def test_an_interrupted_trial_is_made_again(self):
+        tries = []
+
+        def forward(x):
+            tries.append(x)
+            if len(tries) == 1:
+                raise KeyboardInterrupt
+            return 3 * x
+
+        add_kernel("late", forward, lambda dy, x: [2 * dy], priority=2)
+        with pytest.raises(KeyboardInterrupt):
+            resolve("twice", SINGLE)
+        assert resolve("twice", SINGLE).name == "fast"
+        assert len(tries) == 2
+
+    def test_a_trial_may_use_the_operator(self):
+        def forward(x):
+            assert resolve("twice", SINGLE).name == "curious"
+            return 2 * x
+
+        add_kernel("curious", forward, lambda dy, x: [2 * dy], priority=2)
+        assert resolve("twice", SINGLE).name == "curious"
 
 
 def test_every_operator_takes_doubles():

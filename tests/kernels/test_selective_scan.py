@@ -9,8 +9,6 @@ from rsmamba_kernels.order import scan_index
 from tests.golden import fixture, tensor
 
 CASES = fixture("op_selective_scan").meta["cases"]
-#: State groups are not part of our operator: every channel sees the same B and C.
-UNGROUPED = [name for name, case in CASES.items() if case["groups"] == 1]
 GRIDS = [(7, 7), (5, 9), (1, 12), (3, 3)]
 
 
@@ -19,8 +17,9 @@ def scan(*args, **kwargs):
 
 
 def golden_inputs(name):
-    """Inputs of a golden case, channels last, as leaves."""
+    """Inputs of a golden case, channels last, as leaves; B and C are (B, L, N) or (B, G, L, N)."""
     case, prefix = CASES[name], f"op:scan:{name}:"
+    groups = [case["groups"]] if case["groups"] > 1 else []
     b, d, length, n = (case[k] for k in ("B", "Dim", "L", "N"))
 
     def normal(key, *shape):
@@ -36,7 +35,7 @@ def golden_inputs(name):
     states = torch.arange(1, n + 1, dtype=torch.float64).log()
     inputs["A"] = -torch.exp(states + 0.1 * normal("A", d, n))
     for key in "BC":
-        inputs[key] = normal(key, b, n, length).transpose(1, 2)
+        inputs[key] = normal(key, b, *groups, n, length).transpose(-1, -2)
     if case["D"]:
         inputs["D"] = 1 + 0.1 * normal("D", d)
     if case["z"]:
@@ -50,15 +49,26 @@ def golden_inputs(name):
     return inputs, normal("dout", b, d, length)
 
 
-@pytest.mark.parametrize("name", UNGROUPED)
+def grouped_scan(inputs, groups, **options):
+    """One scan for each group of channels, which have B and C of their own."""
+    shares = {
+        key: inputs[key].chunk(groups, 0 if key in ("A", "D", "delta_bias") else -1)
+        for key in ("u", "delta", "A", "D", "delta_bias")
+        if key in inputs
+    }
+    shares |= {key: inputs[key].unbind(1) if groups > 1 else [inputs[key]] for key in "BC"}
+    parts = []
+    for g in range(groups):
+        part = {key: share[g] for key, share in shares.items()}
+        dt, bias = part.pop("delta"), part.pop("delta_bias", None)
+        parts.append(scan(**part, dt=dt, dt_bias=bias, **options))
+    return torch.cat(parts, -1)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_equal_the_golden_values(name):
     inputs, cotangent = golden_inputs(name)
-    y = scan(
-        *(inputs[k] for k in ("u", "delta", "A", "B", "C")),
-        inputs.get("D"),
-        dt_bias=inputs.get("delta_bias"),
-        softplus=bool(CASES[name]["delta_softplus"]),
-    )
+    y = grouped_scan(inputs, CASES[name]["groups"], softplus=bool(CASES[name]["delta_softplus"]))
     if "z" in inputs:
         y = y * F.silu(inputs["z"])
     out = y.transpose(1, 2)
@@ -66,7 +76,7 @@ def test_outputs_and_gradients_equal_the_golden_values(name):
     golden.assert_close(f"{name}.out", out)
     (out * cotangent).sum().backward()
     for key, value in inputs.items():
-        last = value.grad if key in ("A", "D", "delta_bias") else value.grad.transpose(1, 2)
+        last = value.grad if key in ("A", "D", "delta_bias") else value.grad.transpose(-1, -2)
         golden.assert_close(f"{name}.grad.{key}", last)
 
 

@@ -8,8 +8,9 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
-from rsmamba_kernels import cpu, dispatch, selective_scan
+from rsmamba_kernels import BackendError, conv1d_silu, cpu, dispatch, selective_scan
 from tests.kernels.cases import OPERATORS, needs_library, randn, relative_error, run, scan_inputs
 
 #: Operators that are custom operations somewhere, by the name of the operation.
@@ -118,6 +119,73 @@ def test_an_exported_program_runs_where_the_kernels_are_missing(monkeypatch, tmp
     monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "missing.so")
     wanted = selective_scan(**inputs, backend="reference")
     torch.testing.assert_close(program.module()(**inputs), wanted)
+
+
+@needs_library
+def test_one_graph_serves_images_of_many_sizes():
+    def convolve(image, weight):
+        grid = image.shape[1:3]
+        return conv1d_silu(image.flatten(1, 2), weight, orders=(0, 2), grid=grid)
+
+    compiled = torch.compile(convolve, backend="aot_eager", fullgraph=True, dynamic=True)
+    weight = randn(2, 8, 4)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for height, width in ((6, 11), (7, 3), (9, 5)):
+            image = randn(2, height, width, 8)
+            torch.testing.assert_close(compiled(image, weight), convolve(image, weight))
+
+
+@needs_library
+def test_a_graph_asks_for_a_backend_where_it_runs(monkeypatch):
+    inputs = scan_inputs()
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "reference")
+    taken = []
+    resolve = dispatch.resolve
+    monkeypatch.setattr(
+        dispatch, "resolve",
+        lambda *args: taken.append(resolve(*args).name) or resolve(*args),
+    )  # fmt: skip
+    names = [t for t in inputs if t != "dt_bias"]
+    tensors = [inputs[name].unsqueeze(0) for name in names] + [inputs["dt_bias"].unsqueeze(0)]
+    for asked, got in (("", "reference"), ("auto", "cpu"), ("cpu", "cpu")):
+        taken.clear()
+        torch.ops.rsmamba.selective_scan(*tensors, True, [0], 1, 20, -1, asked)
+        assert taken in ([got], [])  # a name needs no choice
+    with pytest.raises(BackendError, match="nope"):
+        torch.ops.rsmamba.selective_scan(*tensors, True, [0], 1, 20, -1, "nope")
+
+
+def test_forward_mode_derivatives_agree_with_reverse_mode(operator):
+    function, inputs = operator
+    names, primals = list(inputs), tuple(t.double() for t in inputs.values())
+    tangents = tuple(torch.randn_like(t) for t in primals)
+
+    def call(*tensors):
+        return function(**dict(zip(names, tensors, strict=True)))
+
+    y, change = torch.func.jvp(call, primals, tangents)
+    _, pull = torch.func.vjp(call, *primals)
+    cotangent = torch.randn_like(y)
+    pulled = sum((a * b).sum() for a, b in zip(pull(cotangent), tangents, strict=True))
+    torch.testing.assert_close((change * cotangent).sum(), pulled)
+
+
+def test_dual_tensors_keep_their_tangents(operator):
+    function, inputs = operator
+    first = next(iter(inputs))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(inputs[first], torch.ones_like(inputs[first]))
+        tangent = forward_ad.unpack_dual(function(**inputs | {first: dual})).tangent
+    assert tangent is not None and tangent.abs().max() > 0
+
+
+def test_mapping_over_decay_rates_works_in_debug_mode(monkeypatch):
+    monkeypatch.setenv("RSMAMBA_KERNELS_DEBUG", "1")
+    inputs = scan_inputs(1, 6, 3, 4)
+    rates = torch.stack([inputs["A"], 2 * inputs["A"]])
+    mapped = torch.func.vmap(lambda A: selective_scan(**inputs | {"A": A}))(rates)
+    for y, A in zip(mapped, rates, strict=True):
+        torch.testing.assert_close(y, selective_scan(**inputs | {"A": A}, backend="reference"))
 
 
 def test_gradients_pass_gradcheck(operator):

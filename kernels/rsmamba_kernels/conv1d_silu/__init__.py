@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rsmamba_kernels.backends import kernels
-from rsmamba_kernels.checks import check_rank, check_tensors
+from rsmamba_kernels.checks import check_directions, check_rank, check_tensors
 from rsmamba_kernels.conv1d_silu import causal_conv1d
 from rsmamba_kernels.conv1d_silu.reference import conv1d_silu_reference
 from rsmamba_kernels.custom_op import Example, Operator, waves
@@ -23,7 +23,7 @@ def _example(device: str) -> Example:
 _CONVOLUTION = Operator(
     "conv1d_silu",
     "x weight bias?",
-    "int[] orders, int height, int width, int slot",
+    "int[] orders, SymInt height, SymInt width, SymInt slot",
     output=lambda x, weight, *_: x.new_empty((weight.shape[0], *x.shape)),
     example=_example,
     size=lambda tensors: tensors[1].shape[-1],  # type: ignore[union-attr]
@@ -79,15 +79,17 @@ def conv1d_silu(
     """
     check_rank("conv1d_silu", "x", x, "(B, L, D)")
     check_rank("conv1d_silu", "weight", weight, "(K, D, W)")
+    check_directions("conv1d_silu", "weight", weight, orders)
     k, channels = len(orders), x.shape[2]
-    if k == 0:
-        raise ValueError("conv1d_silu: orders is empty; name at least one direction")
+    if weight.shape[2] == 0:
+        raise ValueError(f"conv1d_silu: weight has shape {tuple(weight.shape)}: it has no taps")
     check_tensors(
         "conv1d_silu",
         ("x",),
+        ("bias",),
         x=(x, tuple(x.shape)),
         weight=(weight, (k, channels, weight.shape[2])),
         bias=(bias, (k, channels)),
     )
-    path = scan_path(x.shape[1], orders, grid, cls)
+    path = scan_path("conv1d_silu", x.shape[1], orders, grid, cls)
     return _CONVOLUTION([x, weight, bias], path, backend)

@@ -33,7 +33,7 @@ def forward(
     slot: int,
 ) -> Tensor:
     """(K, B, L, D) outputs, computed in float32, in ``x.dtype``."""
-    out = torch.empty(len(orders), *x.shape)
+    out = cpu.empty(len(orders), *x.shape)
     path = (orders, height, width, slot)
     _run(Operation.CONVOLUTION_FORWARD, x, weight, bias, path, {"out": out})
     return out.to(x.dtype)
@@ -53,9 +53,9 @@ def backward(
     batch, channels = x.shape[0], x.shape[2]
     out = {
         "dout": dout.float().contiguous(),
-        "dx": torch.empty(x.shape),
-        "dweight": torch.empty(batch, len(orders), weight.shape[2], channels),
-        "dbias": torch.empty(batch, len(orders), channels),
+        "dx": cpu.empty(*x.shape),
+        "dweight": cpu.empty(batch, len(orders), weight.shape[2], channels),
+        "dbias": cpu.empty(batch, len(orders), channels),
     }
     path = (orders, height, width, slot)
     _run(Operation.CONVOLUTION_BACKWARD, x, weight, bias, path, out)

@@ -1,9 +1,10 @@
 // What crosses the border between Python (ctypes) and C++: plain structures of int64 and pointers.
 //
-// Every member takes 8 bytes, so that the mirror in ../cpu.py needs no padding rules. Strides count
-// floats; the last dimension of every tensor is contiguous. A work range [begin, end) counts units:
-// batch * ceil(channels / group) of them, batch-major. Which thread runs which unit never changes a
-// result: sums over units are left to the caller as partial sums, one slot per group.
+// Every member takes 8 bytes, so that the mirrors (_Args in the cpu.py of every operator's folder)
+// need no padding rules. Strides count floats; the last dimension of every tensor is contiguous.
+// A work range [begin, end) counts units: batch * ceil(channels / group) of them, batch-major. Which
+// thread runs which unit never changes a result: sums over units are left to the caller as partial
+// sums, one slot per group.
 #pragma once
 
 #include <cstdint>
@@ -89,7 +90,14 @@ enum Operation : int64_t {
     kOperations
 };
 
-// Returns 0, or 1 if there was no memory for scratch.
+// What kernels and rsm_run return; the outputs are complete with kDone only.
+enum Result : int {
+    kDone = 0,
+    kNoMemory = 1,  // for scratch
+    kUnknown = 2,   // operation, or an instruction set that the library or the processor lacks
+    kOutside = 3,   // the path would leave the sequence: the grid does not fit the length
+};
+
 using Kernel = int (*)(const void* args, int64_t begin, int64_t end);
 
 struct Unit {

@@ -64,8 +64,13 @@ static void convolve_backward(const ConvolutionArgs& a, int64_t b, int64_t k, in
     const float* dout = a.dout + (k * a.batch + b) * a.length * a.channels + channel;
     float* dx = a.dx + b * a.length * a.channels + channel;
     V seen[W] = {}, ahead[W] = {}, dweight[W] = {}, dbias = {};
+    V all_dweight[W] = {}, all_dbias = {};  // of the steps before
     // A token is complete when the W - 1 steps after it are done.
     for (int64_t t = 0; t < a.length + W - 1; ++t) {
+        if (t % kShortSum == 0) {
+            for (int w = 0; w < W; ++w) all_dweight[w] += dweight[w], dweight[w] = V{};
+            all_dbias += dbias, dbias = V{};
+        }
         V d = {};
         if (t < a.length) {
             taps.remember(seen, load_part(x + index[t] * a.x.row, taps.count));
@@ -84,18 +89,20 @@ static void convolve_backward(const ConvolutionArgs& a, int64_t b, int64_t k, in
     }
     const int64_t at = b * a.directions + k;
     for (int w = 0; w < W; ++w)
-        store_part(a.dweight + (at * W + w) * a.channels + channel, dweight[w], taps.count);
-    store_part(a.dbias + at * a.channels + channel, dbias, taps.count);
+        store_part(a.dweight + (at * W + w) * a.channels + channel, all_dweight[w] + dweight[w],
+                   taps.count);
+    store_part(a.dbias + at * a.channels + channel, all_dbias + dbias, taps.count);
 }
 
 template <int W, bool kBackward>
 static int convolve(const ConvolutionArgs& a, int64_t begin, int64_t end) {
     const int64_t groups = (a.channels + kScanGroup - 1) / kScanGroup;
     Scratch scratch(a.directions * round_up(a.length, 16));
-    if (scratch.failed()) return 1;
+    if (scratch.failed()) return kNoMemory;
     int32_t* index = reinterpret_cast<int32_t*>(scratch.floats(a.directions * a.length));
     for (int64_t k = 0; k < a.directions; ++k)
-        fill_order(a.length, a.orders[k], a.height, a.width, a.slot, index + k * a.length);
+        if (!fill_order(a.length, a.orders[k], a.height, a.width, a.slot, index + k * a.length))
+            return kOutside;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t b = unit / groups, first = unit % groups * kScanGroup;
         const int64_t last = smaller(first + kScanGroup, a.channels);
@@ -105,7 +112,7 @@ static int convolve(const ConvolutionArgs& a, int64_t begin, int64_t end) {
                 else convolve_forward<W>(a, b, k, channel, index + k * a.length);
             }
     }
-    return 0;
+    return kDone;
 }
 
 template <bool kBackward>

@@ -28,10 +28,10 @@ RSM_EXPORT int64_t rsm_abi_version() { return rsm::kAbiVersion; }
 
 RSM_EXPORT int rsm_supports(int64_t isa) { return unit(isa) != nullptr; }
 
-// 0, 1 without memory for scratch, 2 for an unknown operation or instruction set.
+// Returns a Result.
 RSM_EXPORT int rsm_run(int64_t isa, int64_t operation, const void* args, int64_t begin,
                        int64_t end) {
     const rsm::Unit* table = unit(isa);
-    if (!table || operation < 0 || operation >= rsm::kOperations) return 2;
+    if (!table || operation < 0 || operation >= rsm::kOperations) return rsm::kUnknown;
     return table->kernels[operation](args, begin, end);
 }

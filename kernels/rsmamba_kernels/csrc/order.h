@@ -8,8 +8,12 @@ namespace RSM_ISA {
 
 // index[t] is the row of the t-th visited token: 0 rows, 1 rows reversed, 2 columns, 3 columns
 // reversed; a class token keeps its slot (-1 for none).
-static void fill_order(int64_t length, int64_t order, int64_t height, int64_t width, int64_t slot,
+// False if the grid does not fit: rows would lie outside [0, length), or never be visited.
+static bool fill_order(int64_t length, int64_t order, int64_t height, int64_t width, int64_t slot,
                        int32_t* index) {
+    const bool fits = height > 0 && height <= length && width <= length && slot < length &&
+                      height * width + (slot >= 0) == length;
+    if (order >= 2 && length > 0 && !fits) return false;
     for (int64_t t = 0; t < length; ++t) {
         const int64_t at = order & 1 ? length - 1 - t : t;
         int64_t row = at;
@@ -20,6 +24,7 @@ static void fill_order(int64_t length, int64_t order, int64_t height, int64_t wi
         }
         index[t] = int32_t(row);
     }
+    return true;
 }
 
 }  // namespace RSM_ISA

@@ -195,11 +195,11 @@ static int scan_forward(const ScanArgs& a, int64_t begin, int64_t end) {
     const int64_t groups = (a.channels + kScanGroup - 1) / kScanGroup;
     constexpr int64_t kSheet = sizeof(Sheet<N>) / sizeof(float);
     Scratch scratch(a.length * (1 + 2 * N) + 64 + kSheet);
-    if (scratch.failed()) return 1;
+    if (scratch.failed()) return kNoMemory;
     int32_t* index = reinterpret_cast<int32_t*>(scratch.floats(a.length));
     float *B = scratch.floats(a.length * N), *C = scratch.floats(a.length * N);
     Sheet<N>& sheet = *reinterpret_cast<Sheet<N>*>(scratch.floats(kSheet));
-    fill_order(a.length, a.order, a.height, a.width, a.slot, index);
+    if (!fill_order(a.length, a.order, a.height, a.width, a.slot, index)) return kOutside;
     int64_t gathered = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t b = unit / groups;
@@ -210,7 +210,7 @@ static int scan_forward(const ScanArgs& a, int64_t begin, int64_t end) {
         }
         forward_unit<N>(a, unit, smaller(unit + 1, end - 1), index, B, C, sheet);
     }
-    return 0;
+    return kDone;
 }
 
 // Scratch of the backward. One row per step, rounded up to whole vectors of steps: the added steps
@@ -280,7 +280,7 @@ constexpr int kReduced = VL / 2;  // steps whose sums dB and dC fill a vector
 // dA = sum_t delta decay g (state before).
 template <int N, int NB, bool kFirst>
 static void retrace(const Tape<N>& tape, int n, const V* A, V* dA, Ahead& ahead) {
-    V carried[NB] = {}, a[NB], da[NB] = {}, h[NB];
+    V carried[NB] = {}, a[NB], da[NB] = {}, all_da[NB] = {}, h[NB];
     for (int k = 0; k < NB; ++k) a[k] = A[k], h[k] = tape.kept[tape.steps * NB + k];
     for (int64_t block = tape.steps - kReduced; block >= 0; block -= kReduced) {
         ahead.fetch();
@@ -312,8 +312,9 @@ static void retrace(const Tape<N>& tape, int n, const V* A, V* dA, Ahead& ahead)
             float* to = tape.sums + 2 * ((n + k) * tape.steps + block);
             store(to, load(to) + join(sums[k]));
         }
+        for (int k = 0; block % kShortSum == 0 && k < NB; ++k) all_da[k] += da[k], da[k] = V{};
     }
-    for (int k = 0; k < NB; ++k) dA[k] = da[k];
+    for (int k = 0; k < NB; ++k) dA[k] = all_da[k];
 }
 
 // Everything of a block that does not depend on a state; returns the largest |delta|.
@@ -356,8 +357,9 @@ static void backward_block(const ScanArgs& a, const Block& block, const Block& n
         const auto back = n ? retrace<N, NB, false> : retrace<N, NB, true>;
         back(tape, n, A + n, dA + n, ahead);
     }
-    V dD = {}, dbias = {};
+    V dD = {}, dbias = {}, all_dD = {}, all_dbias = {};
     for (int64_t t = 0; t < a.length; ++t) {
+        if (t % kShortSum == 0) all_dD += dD, all_dbias += dbias, dD = dbias = V{};
         const int64_t row = index[t];
         const int64_t at = (block.b * a.length + row) * a.channels + block.channel;
         const V u = block.row(a.u, row), dy = tape.dy[t];
@@ -367,8 +369,8 @@ static void backward_block(const ScanArgs& a, const Block& block, const Block& n
         dD += dy * u, dbias += ddt;
     }
     const int64_t at = block.b * a.channels + block.channel;
-    store_part(a.dD + at, dD, block.count);
-    store_part(a.dbias + at, dbias, block.count);
+    store_part(a.dD + at, all_dD + dD, block.count);
+    store_part(a.dbias + at, all_dbias + dbias, block.count);
     for (int i = 0; i < block.count; ++i)
         for (int n = 0; n < N; ++n) a.dA[(at + i) * N + n] = dA[n][i];
 }
@@ -378,10 +380,10 @@ static int scan_backward(const ScanArgs& a, int64_t begin, int64_t end) {
     const int64_t groups = (a.channels + kScanGroup - 1) / kScanGroup;
     const int64_t steps = round_up(a.length, VL);
     Scratch scratch(a.length + Tape<N>::floats(steps));
-    if (scratch.failed()) return 1;
+    if (scratch.failed()) return kNoMemory;
     int32_t* index = reinterpret_cast<int32_t*>(scratch.floats(a.length));
     const Tape<N> tape(scratch, steps);
-    fill_order(a.length, a.order, a.height, a.width, a.slot, index);
+    if (!fill_order(a.length, a.order, a.height, a.width, a.slot, index)) return kOutside;
     int64_t gathered = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t b = unit / groups, group = unit % groups, first = group * kScanGroup;
@@ -403,7 +405,7 @@ static int scan_backward(const ScanArgs& a, int64_t begin, int64_t end) {
                 a.dC[(base + index[t]) * N + n] = tape.sums[2 * (n * steps + t) + 1];
             }
     }
-    return 0;
+    return kDone;
 }
 
 template <bool kBackward>

@@ -13,7 +13,7 @@ namespace RSM_ISA {
 
 constexpr int64_t kMargin = 5, kTile = 64, kPlane = kTile + 2 * kMargin;
 
-// The order of the taps; ../state_fusion/cpu.py folds the kernels in the same one.
+// The order of the taps; ../state_fusion/taps.py folds the kernels in the same one.
 constexpr int kTapRow[kTaps] = {-5, -5, -5, -3, -3, -3, -1, -1, -1, 0, 0, 0, 0,
                                 0,  0,  0,  1,  1,  1,  3,  3,  3,  5, 5, 5};
 constexpr int kTapColumn[kTaps] = {-5, 0,  5, -3, 0, 3, -1, 0, 1, -5, -3, -1, 0,
@@ -201,13 +201,15 @@ static void fusion_backward(const FusionArgs& a, const Tile& tile, const FusionB
     const int64_t image = tile.b * a.height * a.width * a.channels + block.channel;
     copy_padded(a, tile, h, a.zeros, plane);
     copy_gradient(a, tile, dy, gradient);
+    V dD = {};  // of this tile alone, like the taps' sums
     convolve_tile<1>(tile, plane, block.taps, [&](int64_t i, int64_t j, V fused) {
         const int64_t p = i * a.width + j;
         const V g = dy(i, j);
         dC[p] += sum(g * fused);
-        sums.D += g * x.first(i, j);
+        dD += g * x.first(i, j);
         store_part(a.dx + image + p * a.channels, g * block.D, block.count);
     });
+    sums.D += dD;
     float* dh = a.dh + image;
     convolve_tile<-1>(tile, gradient, block.taps, [&](int64_t i, int64_t j, V value) {
         store_part(dh + (i * a.width + j) * a.channels, value, block.count);
@@ -248,7 +250,7 @@ static int fusion(const void* pointer, int64_t begin, int64_t end) {
     const FusionArgs& a = *static_cast<const FusionArgs*>(pointer);
     const int64_t groups = (a.channels + kFusionGroup - 1) / kFusionGroup;
     Scratch scratch(2 * kPlane * kPlane * VL);
-    if (scratch.failed()) return 1;
+    if (scratch.failed()) return kNoMemory;
     V *plane = scratch.vectors(kPlane * kPlane), *gradient = scratch.vectors(kPlane * kPlane);
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t b = unit / groups, group = unit % groups, first = group * kFusionGroup;
@@ -260,7 +262,7 @@ static int fusion(const void* pointer, int64_t begin, int64_t end) {
         }
         fusion_unit<kBackward>(a, b, first, plane, gradient, dC);
     }
-    return 0;
+    return kDone;
 }
 
 }  // namespace RSM_ISA

@@ -59,6 +59,7 @@ static void state_scan_backward(const StateScanArgs& a, int64_t b, int64_t first
     Lane lanes[kBlocks];
     const int blocks = open_lanes(a, first, lanes);
     V carried[kBlocks] = {}, dA[kBlocks] = {}, dbias[kBlocks] = {};
+    V all_dA[kBlocks] = {}, all_dbias[kBlocks] = {};  // of the steps before
     const V zero = {};
     for (int64_t t = a.length - 1; t >= 0; --t) {
         const float* x = a.x.data + b * a.x.batch + t * a.x.row + first;
@@ -93,11 +94,15 @@ static void state_scan_backward(const StateScanArgs& a, int64_t b, int64_t first
             carried[k] = g * e;
         }
         dB[t] = sum(over_B);
+        for (int k = 0; t % kShortSum == 0 && k < blocks; ++k) {
+            all_dA[k] += dA[k], all_dbias[k] += dbias[k];
+            dA[k] = dbias[k] = zero;
+        }
     }
     for (int k = 0; k < blocks; ++k) {
         const int64_t at = b * a.channels + first + k * VL;
-        store_part(a.dA + at, dA[k], lanes[k].count);
-        store_part(a.dbias + at, dbias[k], lanes[k].count);
+        store_part(a.dA + at, all_dA[k], lanes[k].count);
+        store_part(a.dbias + at, all_dbias[k], lanes[k].count);
     }
 }
 
@@ -117,7 +122,7 @@ static int state_scan(const void* pointer, int64_t begin, int64_t end) {
             else state_scan_forward<false>(a, b, first);
         }
     }
-    return 0;
+    return kDone;
 }
 
 }  // namespace RSM_ISA

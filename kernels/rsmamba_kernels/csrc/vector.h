@@ -262,6 +262,10 @@ RSM_INLINE float sum(V x) {
     return total;
 }
 
+// Gradients of parameters are sums over all steps. Every addition rounds to the size of the sum so
+// far, so this many steps are summed apart before they join the others.
+constexpr int64_t kShortSum = 64;
+
 RSM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 RSM_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rsmamba_kernels.backends import kernels
-from rsmamba_kernels.checks import check_decay, check_rank, check_tensors
+from rsmamba_kernels.checks import check_decay, check_directions, check_rank, check_tensors
 from rsmamba_kernels.custom_op import Example, Operator, waves
 from rsmamba_kernels.dispatch import REFERENCE, Backend
 from rsmamba_kernels.order import ClassToken, Order, scan_path
@@ -27,7 +27,7 @@ def _example(device: str) -> Example:
 _SCAN = Operator(
     "selective_scan",
     "u dt A B C D? dt_bias?",
-    "bool softplus, int[] orders, int height, int width, int slot",
+    "bool softplus, int[] orders, SymInt height, SymInt width, SymInt slot",
     output=lambda u, *_: u.new_empty(u.shape[1:]),
     example=_example,
     size=lambda tensors: tensors[2].shape[-1],  # type: ignore[union-attr]
@@ -96,6 +96,7 @@ def selective_scan(
     check_tensors(
         "selective_scan",
         ("u", "dt", "B", "C"),
+        ("D", "dt_bias"),
         u=(u, (batch, length, channels)),
         dt=(dt, (batch, length, channels)),
         A=(A, (channels, states)),
@@ -105,9 +106,9 @@ def selective_scan(
         dt_bias=(dt_bias, (channels,)),
     )
     check_decay("selective_scan", A)
-    path = scan_path(length, [order], grid, cls)
+    path = scan_path("selective_scan", length, [order], grid, cls)
     tensors = [None if t is None else t.unsqueeze(0) for t in (u, dt, A, B, C, D, dt_bias)]
-    return _SCAN(tensors, [softplus, *path], backend)
+    return _SCAN(tensors, [bool(softplus), *path], backend)
 
 
 def selective_scan_multi(
@@ -155,12 +156,12 @@ def selective_scan_multi(
     """
     check_rank("selective_scan_multi", "u", u, "(K, B, L, D)")
     check_rank("selective_scan_multi", "A", A, "(K, D, N)")
-    (_, batch, length, channels), states, k = u.shape, A.shape[2], len(orders)
-    if k == 0:
-        raise ValueError("selective_scan_multi: orders is empty; name at least one direction")
+    check_directions("selective_scan_multi", "u", u, orders)
+    (k, batch, length, channels), states = u.shape, A.shape[2]
     check_tensors(
         "selective_scan_multi",
         ("u", "dt", "B", "C"),
+        ("D", "dt_bias"),
         u=(u, (k, batch, length, channels)),
         dt=(dt, (k, batch, length, channels)),
         A=(A, (k, channels, states)),
@@ -170,6 +171,6 @@ def selective_scan_multi(
         dt_bias=(dt_bias, (k, channels)),
     )
     check_decay("selective_scan_multi", A)
-    path = scan_path(length, orders, grid, cls)
-    options: list[Any] = [softplus, *path]
+    path = scan_path("selective_scan_multi", length, orders, grid, cls)
+    options: list[Any] = [bool(softplus), *path]
     return _SCAN([u, dt, A, B, C, D, dt_bias], options, backend)

@@ -43,7 +43,7 @@ def forward(
     slot: int,
 ) -> Tensor:
     """Sum of the scans of all directions, in float32, rounded once to ``u.dtype``."""
-    y = torch.empty(u.shape[1:])
+    y = cpu.empty(*u.shape[1:])
     for k, inputs in enumerate(_directions(u, dt, A, B, C, D, dt_bias)):
         # The first direction writes, the others add to what is there.
         options = (softplus, k > 0, orders[k], height, width, slot)
@@ -69,15 +69,15 @@ def backward(
     """Gradients of the seven tensors, in float32."""
     (_, batch, length, channels), states = u.shape, A.shape[2]
     groups = cpu.groups(channels, cpu.SCAN_GROUP)
-    du, ddt = torch.empty(u.shape), torch.empty(u.shape)
+    du, ddt = cpu.empty(*u.shape), cpu.empty(*u.shape)
     weights: list[list[Tensor]] = []
     for k, inputs in enumerate(_directions(u, dt, A, B, C, D, dt_bias)):
         parts = {
-            "dA": torch.empty(batch, channels, states),
-            "dB": torch.empty(groups, batch, length, states),
-            "dC": torch.empty(groups, batch, length, states),
-            "dD": torch.empty(batch, channels),
-            "dbias": torch.empty(batch, channels),
+            "dA": cpu.empty(batch, channels, states),
+            "dB": cpu.empty(groups, batch, length, states),
+            "dC": cpu.empty(groups, batch, length, states),
+            "dD": cpu.empty(batch, channels),
+            "dbias": cpu.empty(batch, channels),
         }
         options = (softplus, False, orders[k], height, width, slot)
         _run(Operation.SCAN_BACKWARD, inputs, options, {"du": du[k], "ddt": ddt[k]} | parts, dy)

@@ -75,6 +75,8 @@ def state_fusion(
         raise ValueError(f"state_fusion: padding={padding!r}: choose 'replicate' or 'zeros'")
     check_rank("state_fusion", "h", h, "(B, H, W, D)")
     shape, channels = tuple(h.shape), h.shape[3]
+    if shape[1] == 0 or shape[2] == 0:
+        raise ValueError(f"state_fusion: h has shape {shape}: an image needs rows and columns")
     check_tensors(
         "state_fusion",
         ("h", "x", "C"),

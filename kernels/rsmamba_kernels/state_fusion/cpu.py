@@ -2,7 +2,6 @@
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from rsmamba_kernels import cpu
@@ -36,7 +35,7 @@ def forward(
     zeros: bool,
 ) -> Tensor:
     """Fused states with output and skip weights, computed in float32, in ``h.dtype``."""
-    y = torch.empty(h.shape)
+    y = cpu.empty(*h.shape)
     _run(Operation.FUSION_FORWARD, (h, x, C, D, fold(k1, k3, k5, alpha)), zeros, {"y": y})
     return y.to(h.dtype)
 
@@ -57,11 +56,11 @@ def backward(
     batch, height, width, channels = h.shape
     groups = cpu.groups(channels, cpu.FUSION_GROUP)
     out = {
-        "dh": torch.empty(h.shape),
-        "dx": torch.empty(h.shape),
-        "dC": torch.empty(groups, batch, height, width),
-        "dtaps": torch.empty(batch, len(TAPS), channels),
-        "dD": torch.empty(batch, channels),
+        "dh": cpu.empty(*h.shape),
+        "dx": cpu.empty(*h.shape),
+        "dC": cpu.empty(groups, batch, height, width),
+        "dtaps": cpu.empty(batch, len(TAPS), channels),
+        "dD": cpu.empty(batch, channels),
     }
     _run(Operation.FUSION_BACKWARD, (h, x, C, D, fold(k1, k3, k5, alpha)), zeros, out, dy)
     return (

@@ -28,7 +28,8 @@ def fold(k1: Tensor, k3: Tensor, k5: Tensor, alpha: Tensor) -> Tensor:
     weights = alpha.float().view(3, 1, 1, 1) * kernels
     by_weight = weights.flatten(2).transpose(1, 2).flatten(0, 1)
     # Adding by index would add in any order on a GPU; only the centre has something to add.
-    taps = by_weight[_index(False, kernels.device)]
+    # (Brackets would start a team of threads for these few numbers.)
+    taps = by_weight.index_select(0, _index(False, kernels.device))
     for weight in _CENTRE_WEIGHTS[1:]:
         taps[_CENTRE] += by_weight[weight]
     return taps
@@ -39,7 +40,7 @@ def unfold(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the kernels and of alpha from that of the taps, (25, D)."""
     kernels = torch.stack([k1, k3, k5]).float()
-    by_weight = dtaps[_index(True, dtaps.device)]
+    by_weight = dtaps.index_select(0, _index(True, dtaps.device))
     by_kernel = by_weight.view(3, 9, -1).transpose(1, 2).reshape(kernels.shape)
     # Channel by channel first: a long sum in one go would depend on the number of threads.
     dalpha = (by_kernel * kernels).sum((2, 3)).sum(1)

@@ -70,6 +70,7 @@ def state_scan(
     check_tensors(
         "state_scan",
         ("x", "dt", "B"),
+        ("dt_bias",),
         x=(x, shape),
         dt=(dt, shape),
         A=(A, (channels,)),
@@ -77,4 +78,4 @@ def state_scan(
         dt_bias=(dt_bias, (channels,)),
     )
     check_decay("state_scan", A)
-    return _SCAN([x, dt, A, B, dt_bias], [softplus], backend)
+    return _SCAN([x, dt, A, B, dt_bias], [bool(softplus)], backend)

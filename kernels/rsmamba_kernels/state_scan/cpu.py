@@ -2,7 +2,6 @@
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from rsmamba_kernels import cpu
@@ -27,7 +26,7 @@ def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, dt_bias: Tensor | None, softplus: bool
 ) -> Tensor:
     """States, computed in float32, in ``x.dtype``."""
-    h = torch.empty(x.shape)
+    h = cpu.empty(*x.shape)
     _run(Operation.STATE_SCAN_FORWARD, (x, dt, A, B, dt_bias), softplus, {"h": h})
     return h.to(x.dtype)
 
@@ -46,11 +45,11 @@ def backward(
     batch, length, channels = x.shape[0], x.shape[1] * x.shape[2], x.shape[3]
     out = {
         "h": h.float().contiguous(),
-        "dx": torch.empty(x.shape),
-        "ddt": torch.empty(x.shape),
-        "dA": torch.empty(batch, channels),
-        "dbias": torch.empty(batch, channels),
-        "dB": torch.empty(cpu.groups(channels, cpu.SCAN_GROUP), batch, length),
+        "dx": cpu.empty(*x.shape),
+        "ddt": cpu.empty(*x.shape),
+        "dA": cpu.empty(batch, channels),
+        "dbias": cpu.empty(batch, channels),
+        "dB": cpu.empty(cpu.groups(channels, cpu.SCAN_GROUP), batch, length),
     }
     _run(Operation.STATE_SCAN_BACKWARD, (x, dt, A, B, dt_bias), softplus, out, dh)
     return (
