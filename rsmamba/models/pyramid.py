@@ -9,7 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from rsmamba.errors import ConfigError
-from rsmamba.models.roma import SIZES, RoMA, build, default_cfg
+from rsmamba.models.roma import SIZES, RoMA, build, roma_cfg
 
 # A list: @register_model appends the names of the variants.
 __all__ = ["RoMAPyramid"]
@@ -120,9 +120,7 @@ class RoMAPyramid(RoMA):
         return take
 
 
-default_cfgs = generate_default_cfgs(
-    {f"roma_{size}_patch16_pyramid": default_cfg() for size in SIZES}
-)
+default_cfgs = generate_default_cfgs({f"roma_{size}_patch16_pyramid": roma_cfg() for size in SIZES})
 
 
 @register_model

@@ -10,15 +10,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 from torch import nn
 
 from rsmamba.errors import CheckpointError, ConfigError, UnknownModelError
 
-__all__ = ["create", "serve_weights"]
+__all__ = ["create", "default_cfg", "serve_weights"]
 
 #: ``architecture.tag`` -> file and the names of the bands that models are built for.
 _SERVED: dict[str, tuple[str, tuple[str, ...] | None]] = {}
+
+
+def default_cfg(first_conv: str, **kwargs: Any) -> dict[str, Any]:
+    """timm's description of a model without hosted weights.
+
+    Args:
+        first_conv: Name of the convolution that takes the image.
+        **kwargs: What differs.
+    """
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "fixed_input_size": False,
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": first_conv,
+        "classifier": "head",
+        **kwargs,
+    }
 
 
 def serve_weights(

@@ -6,121 +6,25 @@ https://arxiv.org/abs/2312.00752) and SwiGLU; the class token stands in the midd
 """
 
 import math
-from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, PatchEmbed, SwiGLU, to_2tuple, trunc_normal_
+from timm.layers import PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsmamba.errors import ConfigError
-from rsmamba.models.registry import create
-from rsmamba_kernels import conv1d_silu, gate, selective_scan_multi
+from rsmamba.models.position import adapt_state_dict, resize_position
+from rsmamba.models.registry import create, default_cfg
+from rsmamba.models.roma_layers import Block
 from rsmamba_kernels.order import ClassToken
 
 # A list: @register_model appends the names of the variants.
 __all__ = ["RoMA"]
 
-_D_STATE = 16
-_D_CONV = 4
-_DT_RANGE = (1e-3, 1e-1)
-
-
-class DirectionalScan(nn.Module):
-    """Parameters of one direction: convolution, input-dependent projections, decay rates.
-
-    Args:
-        dim: Channels.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dt_rank = math.ceil(dim / 16)
-        self.conv1d = nn.Conv1d(dim, dim, _D_CONV, groups=dim)
-        self.x_proj = nn.Linear(dim, self.dt_rank + 2 * _D_STATE, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, dim)
-        self.A_log = nn.Parameter(torch.empty(dim, _D_STATE))
-        self.D = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """S4D-real decay rates, and steps log-uniform in [0.001, 0.1] (Mamba, section 3.6)."""
-        nn.init.ones_(self.D)
-        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        with torch.no_grad():
-            self.A_log.copy_(torch.arange(1, _D_STATE + 1).log().expand_as(self.A_log))
-            low, high = (math.log(value) for value in _DT_RANGE)
-            dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
-            # The inverse of softplus, so that softplus(bias) is the step.
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-
-
-class MambaMixer(nn.Module):
-    """Mamba mixer whose directions share the input, the gate and the output projection.
-
-    ``out = W_out (silu(z) * mean_k scan_k(x))`` with ``x, z = W_in tokens``; every direction k has
-    its own convolution, projections and decay rates.
-
-    Args:
-        dim: Channels, inside and outside (expansion 1).
-        directions: 1 (along rows) or 4.
-    """
-
-    def __init__(self, dim: int, directions: int = 4) -> None:
-        super().__init__()
-        self.orders = tuple(range(directions))
-        self.in_proj = nn.Linear(dim, 2 * dim, bias=False)
-        self.scans = nn.ModuleList(DirectionalScan(dim) for _ in self.orders)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
-        """Map (B, L, D) to (B, L, D); L tokens on ``grid``, with a class token if ``cls`` says."""
-
-        def stacked(parameter: str) -> Tensor:
-            """(K, ...) of the directions: copies of these spare copies of activations."""
-            return torch.stack(list(map(attrgetter(parameter), self.scans)))
-
-        x, z = self.in_proj(x).chunk(2, dim=-1)
-        path: dict[str, Any] = {"orders": self.orders, "grid": grid, "cls": cls}
-        u = conv1d_silu(x, stacked("conv1d.weight").squeeze(2), stacked("conv1d.bias"), **path)
-        # One product for all directions; (K, B * L, D) is a view.
-        projected = torch.bmm(u.flatten(1, 2), stacked("x_proj.weight").mT)
-        rank = projected.shape[-1] - 2 * _D_STATE
-        dt, B, C = projected.split([rank, _D_STATE, _D_STATE], dim=-1)
-        y = selective_scan_multi(
-            u,
-            # The bias is added inside the scan, in its precision.
-            torch.bmm(dt, stacked("dt_proj.weight").mT).view(u.shape),
-            -torch.exp(stacked("A_log")),
-            B.unflatten(1, u.shape[1:3]),
-            C.unflatten(1, u.shape[1:3]),
-            stacked("D"),
-            dt_bias=stacked("dt_proj.bias"),
-            **path,
-        )
-        return self.out_proj(gate(y, z, scale=1 / len(self.orders)))
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: mixer, then SwiGLU."""
-
-    def __init__(self, dim: int, directions: int = 4, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = MambaMixer(dim, directions)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = SwiGLU(dim, 8 * dim // 3)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor, grid: tuple[int, int], cls: ClassToken) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        x = x + self.drop_path(self.mixer(self.norm1(x), grid, cls))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+_PAPER = "RoMA: Scaling up Mamba-based Foundation Models for Remote Sensing"
 
 
 class RoMA(nn.Module):
@@ -355,103 +259,9 @@ class RoMA(nn.Module):
         return take
 
 
-def resize_position(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Interpolate a position embedding bicubically from one grid to another.
-
-    Args:
-        table: (1, M or M + 1, D) with the class token's row, if any, at M // 2.
-        old: Rows and columns of the table.
-        new: Rows and columns wanted.
-
-    Returns:
-        (1, M' or M' + 1, D), in the table's dtype.
-    """
-    patches = math.prod(old)
-    has_class = table.shape[1] == patches + 1
-    slot = patches // 2
-    token = table[:, slot : slot + 1] if has_class else table[:, :0]
-    rest = torch.cat([table[:, :slot], table[:, slot + 1 :]], dim=1) if has_class else table
-    plane = rest.transpose(1, 2).unflatten(2, old)
-    # The interpolation has no 16-bit CPU kernel and would lose digits there.
-    exact = plane.to(torch.promote_types(plane.dtype, torch.float32))
-    plane = F.interpolate(exact, size=new, mode="bicubic", align_corners=False)
-    rest = plane.to(table.dtype).flatten(2).transpose(1, 2)
-    slot = rest.shape[1] // 2
-    return torch.cat([rest[:, :slot], token, rest[:, slot:]], dim=1)
-
-
-def adapt_state_dict(
-    state_dict: dict[str, Tensor], model: RoMA, grid: tuple[int, int] | None = None
-) -> dict[str, Tensor]:
-    """Fit weights of one RoMA to another that differs in image size, class token or directions.
-
-    The position embedding is interpolated (a zero row enters for a class token that the source
-    lacks), and the one direction of a pretrained encoder is copied to all four.
-
-    Args:
-        state_dict: Keys of :class:`RoMA`.
-        model: The model that shall load them.
-        grid: Rows and columns of the position embedding; by default square, or else the model's.
-
-    Returns:
-        A new mapping; tensors that need no change are shared.
-    """
-    adapted = dict(state_dict)
-    table = adapted.get("pos_embed")
-    if table is not None and table.shape[-1] == model.embed_dim:
-        adapted["pos_embed"] = _adapt_position(table, model, grid)
-    orders = {int(key.split(".scans.")[1].split(".")[0]) for key in adapted if ".scans." in key}
-    if orders == {0}:
-        for order in range(1, model.directions):
-            for key, value in state_dict.items():
-                if ".scans.0." in key:
-                    adapted[key.replace(".scans.0.", f".scans.{order}.")] = value
-    return adapted
-
-
-def _adapt_position(table: Tensor, model: RoMA, grid: tuple[int, int] | None) -> Tensor:
-    """Position embedding of another grid or class-token setting, as ``model`` needs it."""
-    count = table.shape[1]
-    if grid is None or count - math.prod(grid) not in (0, 1):
-        if table.shape == model.pos_embed.shape:
-            return table
-        grid = _likely_grid(count, model)
-        if grid is None:
-            return table  # A rectangle of unknown shape: the loader reports the mismatch.
-    has_class = count > math.prod(grid)
-    slot = math.prod(grid) // 2
-    if has_class and not model.num_prefix_tokens:
-        table = torch.cat([table[:, :slot], table[:, slot + 1 :]], dim=1)
-    elif model.num_prefix_tokens and not has_class:
-        table = torch.cat([table[:, :slot], torch.zeros_like(table[:, :1]), table[:, slot:]], 1)
-    return table if grid == model.grid_size else resize_position(table, grid, model.grid_size)
-
-
-def _likely_grid(count: int, model: RoMA) -> tuple[int, int] | None:
-    """Grid of a table with or without a class token: square, or else the model's own."""
-    for patches in (count, count - 1):
-        side = math.isqrt(patches)
-        if side**2 == patches:
-            return side, side
-    return model.grid_size if count - math.prod(model.grid_size) in (0, 1) else None
-
-
-def default_cfg(**kwargs: Any) -> dict[str, Any]:
-    """timm's description of a RoMA model without hosted weights."""
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": False,
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        **kwargs,
-    }
+def roma_cfg() -> dict[str, Any]:
+    """timm's description of a RoMA."""
+    return default_cfg("patch_embed.proj", paper_ids="arXiv:2503.10392", paper_name=_PAPER)
 
 
 #: Width and depth (paper, table of model sizes).
@@ -462,7 +272,7 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"embed_dim": 1024, "depth": 24},
 }
 
-default_cfgs = generate_default_cfgs({f"roma_{size}_patch16": default_cfg() for size in SIZES})
+default_cfgs = generate_default_cfgs({f"roma_{size}_patch16": roma_cfg() for size in SIZES})
 
 
 def build(

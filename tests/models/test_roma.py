@@ -13,7 +13,9 @@ from torch import nn
 from rsmamba.errors import ConfigError
 from rsmamba.models import roma as roma_module
 from rsmamba.models.checkpoints import convert
-from rsmamba.models.roma import MambaMixer, RoMA, resize_position
+from rsmamba.models.position import resize_position
+from rsmamba.models.roma import RoMA
+from rsmamba.models.roma_layers import MambaMixer
 from tests.golden import fill, fixture, normal, tensor
 from tests.models.conftest import golden_roma
 

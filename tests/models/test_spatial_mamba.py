@@ -14,7 +14,8 @@ from torch import nn
 import rsmamba.models
 from rsmamba.errors import CheckpointError, ConfigError
 from rsmamba.models import SpatialMamba
-from rsmamba.models.spatial_mamba import StateFusion, checkpoint_filter_fn, convert_state_dict
+from rsmamba.models.spatial_mamba import checkpoint_filter_fn, convert_state_dict
+from rsmamba.models.spatial_mamba_layers import StateFusion
 from tests.golden import fill_state_dict, fixture, tensor
 
 PARAMETERS = {"tiny": 26_748_862, "small": 43_074_280, "base": 95_745_592}

@@ -23,7 +23,8 @@ from rsmamba.models.checkpoints.published import (
     rename,
 )
 from rsmamba.models.checkpoints.reading import WeightsFile, read_weights
-from rsmamba.models.roma import RoMA, adapt_state_dict
+from rsmamba.models.position import adapt_state_dict
+from rsmamba.models.roma import RoMA
 from rsmamba.sensors import Band
 from rsmamba.spec import ModelSpec
 
@@ -314,7 +315,7 @@ def _grid(found: dict[str, Tensor], spec: ModelSpec | None) -> tuple[int, int] |
 def _padding(model: nn.Module, source: Source | None, spec: ModelSpec | None) -> list[str]:
     """A note if a Spatial-Mamba continues its maps otherwise than the file's does."""
     # spatial_mamba takes the published names from this package.
-    from rsmamba.models.spatial_mamba import StateFusion
+    from rsmamba.models.spatial_mamba_layers import StateFusion
 
     theirs = _option(spec, "fusion_padding")
     if theirs is None and source == "spatial-mamba":
