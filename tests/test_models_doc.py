@@ -118,11 +118,11 @@ def test_the_measured_section_is_written_between_its_markers(bench, tmp_path):
 
 
 def rsmamba_operators_are_back():
-    import rsmamba.models.roma
+    import rsmamba.models.roma_layers
     import rsmamba_kernels
 
     names = ("conv1d_silu", "selective_scan_multi", "gate")
-    return all(getattr(rsmamba.models.roma, n) is getattr(rsmamba_kernels, n) for n in names)
+    return all(getattr(rsmamba.models.roma_layers, n) is getattr(rsmamba_kernels, n) for n in names)
 
 
 def test_sizes_that_would_not_fit_are_left_out_and_said_so(bench, monkeypatch):

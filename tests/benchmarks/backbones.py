@@ -23,8 +23,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import rsmamba.models.roma_layers
 from rsmamba.files import write_text
+from rsmamba.models import roma_layers
 from rsmamba_kernels import status
 from rsmamba_kernels.bench import Clock, machine
 
@@ -54,7 +54,7 @@ def watched(clock: Clock) -> Iterator[dict[str, float]]:
     spent = dict.fromkeys(OPERATORS, 0.0)
 
     def timed(name: str) -> Callable[..., Tensor]:
-        operator = getattr(rsmamba.models.roma_layers, name)
+        operator = getattr(roma_layers, name)
 
         def call(*args: Any, **kwargs: Any) -> Tensor:
             result: list[Tensor] = []
@@ -63,7 +63,7 @@ def watched(clock: Clock) -> Iterator[dict[str, float]]:
 
         return call
 
-    with mock.patch.multiple(rsmamba.models.roma_layers, **{name: timed(name) for name in OPERATORS}):
+    with mock.patch.multiple(roma_layers, **{name: timed(name) for name in OPERATORS}):
         yield spent
 
 
