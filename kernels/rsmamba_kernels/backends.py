@@ -20,6 +20,9 @@ _KINDS: dict[str, tuple[int, Callable[[str, tuple[torch.dtype, ...]], str | None
 def kernels(kind: str, package: str, sizes: Sequence[int] = (), what: str = "") -> Backend:
     """The backend of an operator's own kernels.
 
+    A module whose kernels have other limits has a function ``refuses``: from the shapes of the
+    tensors that are there to why it cannot take them, or None if it can.
+
     Args:
         kind: ``"cpu"`` or ``"triton"``: its name, and that of its module in the package.
         package: The operator's package.
@@ -42,7 +45,11 @@ def kernels(kind: str, package: str, sizes: Sequence[int] = (), what: str = "") 
             return "it needs plain tensors with data, not wrapped or traced ones"
         if request.empty:
             return "a tensor is empty"
-        return refuses_tensors(request.device, request.dtypes)
+        if problem := refuses_tensors(request.device, request.dtypes):
+            return problem
+        # Under a tracer there are no shapes: the choice is made once more when the graph runs.
+        limits = getattr(importlib.import_module(f"{package}.{kind}"), "refuses", None)
+        return limits(request.shapes) if limits and request.shapes else None
 
     return Backend(
         kind,

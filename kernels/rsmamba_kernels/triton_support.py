@@ -7,15 +7,17 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from torch import Tensor
 
 #: What the kernels load and store, and Triton's names for it; they compute in float32.
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+#: Along the second and the third axis of a grid.
+MOST_PROGRAMS = 65535
 
 _DEVICES = ("cuda", "xpu")
 _OLDEST_CUDA = (8, 0)
@@ -45,7 +50,8 @@ def refuses(device_type: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if others:
         return f"computes in float32, not in {others[0]}"
     if interpreted():
-        return interpreter_problem()
+        elsewhere = f"triton's interpreter computes on the CPU, not on {device_type}"
+        return interpreter_problem() or (elsewhere if device_type != "cpu" else None)
     if problem := missing():
         return problem
     if device_type not in _DEVICES:
@@ -98,19 +104,64 @@ def _capability_problem() -> str | None:
     return None
 
 
+def image_problem(shape: Sequence[int]) -> str | None:
+    """Why kernels that count within an image in 32 bits cannot take (B, ..., D) tensors, or None.
+
+    Args:
+        shape: Of the tensors.
+    """
+    if math.prod(shape[1:]) < 2**31:
+        return None
+    return f"it counts within an image in 32 bits, {tuple(shape[1:])} is too large: cut images up"
+
+
 def as_images(tensor: Tensor) -> Tensor:
     """(B, ..., D) as (B, L, D) with a contiguous last dimension; a view where possible.
 
     Raises:
         ValueError: If an image is so large that the kernels cannot count its elements.
     """
+    if problem := image_problem(tensor.shape):
+        raise ValueError(problem)
     images = tensor.flatten(1, -2)
-    if images.stride(-1) != 1 and images.shape[-1] > 1:
+    dense = images.stride(-1) == 1 or images.shape[-1] == 1
+    if not dense or images.shape[1] * images.stride(1) >= 2**31:
         images = images.contiguous()
-    if images.shape[1] * max(images.stride(1), images.shape[2]) >= 2**31:
-        shape = tuple(tensor.shape)
-        raise ValueError(f"{shape}: the kernels count within an image in 32 bits; cut it up")
     return images
+
+
+def split_images(
+    arguments: Sequence[Any], axes: Sequence[int | None], most: int
+) -> Iterator[list[Any]]:
+    """Arguments for at most so many images at a time, where a grid has no room for more.
+
+    Args:
+        arguments: Those for all images.
+        axes: For each of the first ones the axis of its images, None for none.
+        most: Number of images.
+    """
+    total = arguments[0].shape[axes[0]]
+    for start in range(0, total, most):
+        count = min(most, total - start)
+        yield [
+            argument if axis is None else argument.narrow(axis, start, count)
+            for argument, axis in zip_longest(arguments, axes)
+        ]
+
+
+def join_images(
+    results: Iterable[Sequence[Tensor]], axes: Sequence[int | None]
+) -> tuple[Tensor, ...]:
+    """What was computed for each of the parts, as for all: together, or added up in their order.
+
+    Args:
+        results: Tensors for each part.
+        axes: For each of a part's tensors the axis of its images, None for a sum over them.
+    """
+    return tuple(
+        torch.stack(tensors).sum(0) if axis is None else torch.cat(tensors, axis)
+        for tensors, axis in zip(zip(*results, strict=True), axes, strict=True)
+    )
 
 
 def as_rows(tensor: Tensor) -> Tensor:

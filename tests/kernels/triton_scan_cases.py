@@ -218,6 +218,10 @@ CASES = {
         f"{d} channels of 2 images": partial(check, tensors=inputs(b=2, d=d, n=1), way=path())
         for d in (1, 21, 64, 70)
     },
+    # More than scan_steps arranges in one program.
+    "70 steps along columns": partial(
+        check, tensors=inputs(length=71, d=3, n=1), way=path((3,), (7, 10), "middle")
+    ),
     **{
         f"{str(dtype)[6:]}, {k} directions": partial(check_dtype, dtype=dtype, k=k, n=n)
         for dtype, (k, n) in product((torch.bfloat16, torch.float16), ((1, 8), (3, 4)))

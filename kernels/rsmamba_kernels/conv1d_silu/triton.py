@@ -2,11 +2,22 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rsmamba_kernels.triton_support import Launch, as_images, ceil_div, parameter, power_of_two
+from rsmamba_kernels.triton_support import (
+    MOST_PROGRAMS,
+    Launch,
+    as_images,
+    ceil_div,
+    image_problem,
+    join_images,
+    parameter,
+    power_of_two,
+    split_images,
+)
 
 #: Channels per program, which is one warp: two in each lane.
 _CHANNELS = 64
@@ -117,43 +128,48 @@ def _ways(orders: Sequence[int]) -> list[Way]:
     return ways
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    orders: Sequence[int],
-    height: int,
-    width: int,
-    slot: int,
-) -> Tensor:
+def refuses(shapes: Sequence[Sequence[int]]) -> str | None:
+    """Why the kernels cannot take such tensors, or None if they can.
+
+    Args:
+        shapes: Those of :class:`Convolution`'s tensors, at least of the first two.
+    """
+    (_, length, _), taps = shapes[0], shapes[1][2]
+    most = MOST_PROGRAMS * _LONGEST
+    if length + taps > most:
+        return f"it takes {most} tokens at most, not {length}: cut images up"
+    return image_problem(shapes[0])
+
+
+def forward(x: Tensor, *others: Any) -> Tensor:
     """(K, B, L, D) outputs in ``x.dtype``; arguments as of :class:`Convolution`."""
-    out, launches = Convolution(x, weight, bias, orders, height, width, slot).forward()
+    if x.shape[0] > MOST_PROGRAMS:
+        few = split_images((x, *others), (0,), MOST_PROGRAMS)
+        return torch.cat([forward(*part) for part in few], 1)
+    out, launches = Convolution(x, *others).forward()
     for launch in launches:
         launch()
     return out
 
 
-def backward(
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    orders: Sequence[int],
-    height: int,
-    width: int,
-    slot: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(dout: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """Gradients of the three tensors; those of weight and bias in float32.
 
     Sums over images are made of parts in a fixed order: two runs agree to the last bit.
+
+    Args:
+        dout: (K, B, L, D) gradient of the outputs.
+        x: See :class:`Convolution`, like the others.
+        others: The others.
     """
-    convolution = Convolution(x, weight, bias, orders, height, width, slot)
+    if x.shape[0] > MOST_PROGRAMS:
+        few = split_images((dout, x, *others), (1, 0), MOST_PROGRAMS)
+        return join_images((backward(*part) for part in few), (0, None, None))
+    convolution = Convolution(x, *others)
     dx, sums, launches = convolution.backward(dout.contiguous())
     for launch in launches:
         launch()
-    taps = torch.empty(
-        len(orders), convolution.taps + 1, x.shape[-1], dtype=torch.float32, device=x.device
-    )
+    taps = sums[0].new_empty(convolution.directions, convolution.taps + 1, x.shape[-1])
     for (_, *ks), parts in zip(convolution.ways, sums, strict=True):
         # Of a direction that is not there its kernel has filled nothing.
         for side, k in enumerate(ks):

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsmamba_kernels.triton_support import DTYPES, Launch, ceil_div, parameter, register_limit
+from rsmamba_kernels.triton_support import (
+    DTYPES,
+    MOST_PROGRAMS,
+    Launch,
+    ceil_div,
+    join_images,
+    parameter,
+    register_limit,
+    split_images,
+)
 
 #: Numbers of states that the kernels are written for.
 STATES = (1, 4, 8, 16)
@@ -39,6 +48,8 @@ _REGISTERS = 168
 
 #: Their orders travel in one 32-bit number.
 _DIRECTIONS = 15
+#: Elements of an image, which the kernels count in 32 bits: the kept states are twice as many.
+_ELEMENTS = 2**30
 _BYTES_PER_WORD = 8
 _LOG2E = math.log2(math.e)
 
@@ -61,7 +72,7 @@ class Scan:
         slot: Position of the class token, -1 without one.
 
     Raises:
-        ValueError: If the kernels are not written for so many states or such large images.
+        ValueError: If the kernels are not written for so many states, or see :func:`refuses`.
     """
 
     def __init__(
@@ -79,6 +90,8 @@ class Scan:
         width: int,
         slot: int,
     ) -> None:
+        if problem := refuses([u.shape, dt.shape, A.shape]):
+            raise ValueError(f"u {tuple(u.shape)}: {problem}")
         self.u, self.dt, self.B, self.C = (_dense(t) for t in (u, dt, B, C))
         self.A, self.D, self.bias = A.float().contiguous(), parameter(D), parameter(dt_bias)
         self.softplus, self.height, self.width, self.slot = softplus, height, width, slot
@@ -89,12 +102,6 @@ class Scan:
         self.words_B, self.words_C, self.pack = _words(self.B, self.C)
         if self.states not in STATES:
             raise ValueError(f"A {tuple(A.shape)}: the kernels take {STATES} states")
-        if self.directions > _DIRECTIONS:
-            raise ValueError(f"u {tuple(u.shape)}: the kernels take {_DIRECTIONS} directions")
-        widest = max(self.channels, *(t.stride(2) for t in (self.u, self.dt, self.B, self.C)))
-        # The kept states of an image are up to twice as many.
-        if self.length * widest >= 2**30:
-            raise ValueError(f"u {tuple(u.shape)}: the kernels count within an image in 32 bits")
 
     def forward(self) -> tuple[Tensor, Launch]:
         """The output, (K, B, L, D) where the directions are still apart, and what fills it."""
@@ -193,6 +200,25 @@ class Scan:
         return {name: values[name] for name in names.split()}
 
 
+def refuses(shapes: Sequence[Sequence[int]]) -> str | None:
+    """Why the kernels cannot take such tensors, or None if they can.
+
+    Args:
+        shapes: Those of :class:`Scan`'s tensors, at least of the first three.
+    """
+    (directions, _, length, channels), (_, _, states) = shapes[0], shapes[2]
+    if directions > _DIRECTIONS:
+        return f"it takes {_DIRECTIONS} directions at most, not {directions}"
+    if length * max(channels, states) >= _ELEMENTS:
+        tokens = f"{length} tokens of {channels} channels"
+        return f"it counts within an image in 32 bits, {tokens} are too many: cut images up"
+    return None
+
+
+#: Axes of the images in a scan's first tensors.
+_IMAGES = (1, 1, None, 1, 1)
+
+
 def forward(*inputs: Any) -> Tensor:
     """Sum over the directions of their scans, added in float32.
 
@@ -202,15 +228,15 @@ def forward(*inputs: Any) -> Tensor:
     Returns:
         (B, L, D) in ``u.dtype``.
     """
+    if inputs[0].shape[1] > MOST_PROGRAMS:
+        return torch.cat([forward(*part) for part in split_images(inputs, _IMAGES, MOST_PROGRAMS)])
     scan = Scan(*inputs)
     y, launch = scan.forward()
     launch()
     return y if y.ndim == 3 else y.sum(0).to(scan.u.dtype)
 
 
-def backward(
-    dy: Tensor, *inputs: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """Gradients of :func:`forward`'s tensors.
 
     Args:
@@ -221,6 +247,9 @@ def backward(
         Gradients of ``u``, ``dt``, ``B`` and ``C`` in the dtype of each, of ``A``, ``D`` and
         ``dt_bias`` in float32, also where ``D`` or ``dt_bias`` is None.
     """
+    if dy.shape[0] > MOST_PROGRAMS:
+        few = split_images((dy, *inputs), (0, *_IMAGES), MOST_PROGRAMS)
+        return join_images((backward(*part) for part in few), (*_IMAGES, None, None))
     scan = Scan(*inputs)
     dy = dy.contiguous()
     du, ddt = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (scan.u, scan.dt))
@@ -238,8 +267,13 @@ def backward(
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The tensor if its last dimension is contiguous, else a copy where it is."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor if its last dimension is contiguous and its rows are not too far apart to count.
+
+    Else a copy of which this is true.
+    """
+    dense = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    near = tensor.shape[2] * tensor.stride(2) < _ELEMENTS
+    return tensor if dense and near else tensor.contiguous()
 
 
 def _strides(**tensors: Tensor) -> dict[str, int]:

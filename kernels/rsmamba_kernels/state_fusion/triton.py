@@ -1,12 +1,23 @@
 """The state fusion on a GPU: what its Triton kernels are launched with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsmamba_kernels.state_fusion.taps import TAPS, fold, unfold
-from rsmamba_kernels.triton_support import Launch, as_images, ceil_div, parameter, power_of_two
+from rsmamba_kernels.triton_support import (
+    MOST_PROGRAMS,
+    Launch,
+    as_images,
+    ceil_div,
+    image_problem,
+    join_images,
+    parameter,
+    power_of_two,
+    split_images,
+)
 
 #: Image columns and channels per program: 64 bytes of a pixel in 16 bits, four values per thread.
 _COLUMNS, _CHANNELS, _WARPS = 16, 32, 4
@@ -113,6 +124,23 @@ class Fusion:
         return Launch(name, grid, arguments | numbers, {"num_warps": _WARPS})
 
 
+def refuses(shapes: Sequence[Sequence[int]]) -> str | None:
+    """Why the kernels cannot take such tensors, or None if they can.
+
+    Args:
+        shapes: Those of :class:`Fusion`'s tensors, at least of the first.
+    """
+    most = MOST_PROGRAMS * _COLUMNS
+    if shapes[0][2] > most:
+        return f"it takes {most} columns at most, not {shapes[0][2]}: cut images up"
+    return image_problem(shapes[0])
+
+
+def _most_images(h: Tensor) -> int:
+    """How many images a grid has room for."""
+    return max(1, MOST_PROGRAMS * _COLUMNS // h.shape[2])
+
+
 def forward(
     h: Tensor,
     x: Tensor,
@@ -140,6 +168,10 @@ def forward(
     Returns:
         (B, H, W, D) in ``h.dtype``.
     """
+    if h.shape[0] > _most_images(h):
+        inputs = (h, x, C, D, k1, k3, k5, alpha, zeros)
+        few = split_images(inputs, (0, 0, 0), _most_images(h))
+        return torch.cat([forward(*part) for part in few])
     y, launch = Fusion(h, x, C, D, fold(k1, k3, k5, alpha), zeros).forward()
     launch()
     return y
@@ -162,6 +194,10 @@ def backward(
     Sums over pixels and channels are made of parts in a fixed order: two runs agree to the last
     bit.
     """
+    if h.shape[0] > _most_images(h):
+        inputs = (dy, h, x, C, D, k1, k3, k5, alpha, zeros)
+        few = split_images(inputs, (0, 0, 0, 0), _most_images(h))
+        return join_images((backward(*part) for part in few), (0, 0, 0, *[None] * 5))
     dy = dy.contiguous()
     fusion = Fusion(h, x, C, D, fold(k1, k3, k5, alpha), zeros)
     dh, launches = fusion.backward_states(dy)

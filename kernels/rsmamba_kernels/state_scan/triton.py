@@ -1,14 +1,17 @@
 """The state scan on a GPU: what its Triton kernels are launched with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsmamba_kernels.triton_support import (
+    MOST_PROGRAMS,
     Launch,
     as_images,
     ceil_div,
+    image_problem,
     parameter,
     power_of_two,
     register_limit,
@@ -95,6 +98,18 @@ class Scan:
             self.arguments | arguments | {"SPANS": spans, "STEPS": chosen},
             {"num_warps": warps},
         )
+
+
+def refuses(shapes: Sequence[Sequence[int]]) -> str | None:
+    """Why the kernels cannot take such tensors, or None if they can.
+
+    Args:
+        shapes: Those of :class:`Scan`'s tensors, at least of the first.
+    """
+    most = MOST_PROGRAMS * _CHANNELS
+    if shapes[0][-1] > most:
+        return f"it takes {most} channels at most, not {shapes[0][-1]}"
+    return image_problem(shapes[0])
 
 
 def forward(
