@@ -100,6 +100,9 @@ def adapt_stem(
     where source bands are left over: no new band is louder than the matched ones, so that
     :math:`g_d \ge \sqrt{K / (K + N)}`.
 
+    Several dates side by side, the same list of bands n times, take the weights of one date each,
+    divided by the root of n.
+
     Args:
         weight: (D, C, kh, kw) weights for the source bands.
         source: The C bands of the weights, in order.
@@ -119,6 +122,10 @@ def adapt_stem(
             f"({_listed(source)}): name those that the weights were trained on"
         )
     weight = weight.detach()
+    if (dates := _repetitions(target)) > 1:
+        once, sentence = adapt_stem(weight, source, target[: len(target) // dates])
+        # So that the response keeps its size.
+        return once.repeat(1, dates, 1, 1) / dates**0.5, f"{sentence}, for each of {dates} dates"
     if list(source) == list(target):  # also without names that mean anything
         return weight.clone(), f"stem: {_listed(source)} as they are"
     matches = match_bands(source, target)
@@ -186,3 +193,12 @@ def _sentence(matches: Sequence[Match], source: Sequence[str | Band]) -> str:
 def _listed(bands: Sequence[str | Band]) -> str:
     """Names for a message."""
     return ", ".join(b.label if isinstance(b, Band) else b for b in bands)
+
+
+def _repetitions(bands: Sequence[str | Band]) -> int:
+    """How often a list repeats a shorter one; 1 if it does not."""
+    for period in range(1, len(bands) // 2 + 1):
+        repeats, rest = divmod(len(bands), period)
+        if rest == 0 and list(bands) == list(bands[:period]) * repeats:
+            return repeats
+    return 1

@@ -5,6 +5,7 @@ and everything that asks timm for a pretrained model can then have it by that na
 ``weights: true``, segmentation_models_pytorch's ``tu-`` encoders, terratorch.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from rsmamba.errors import CheckpointError, ConfigError, UnknownModelError
+from rsmamba.errors import CheckpointError, ConfigError, RsmambaError, UnknownModelError
 
 __all__ = ["create", "default_cfg", "serve_weights"]
+
+_LOG = logging.getLogger(__name__)
 
 #: ``architecture.tag`` -> file and the names of the bands that models are built for.
 _SERVED: dict[str, tuple[str, tuple[str, ...] | None]] = {}
@@ -86,7 +89,8 @@ def create(
         variant: Its name without a tag.
         pretrained: Whether to load weights.
         levels: Levels that ``features_only=True`` returns by default, or their number.
-        filter_fn: Fits a file given by timm's own options (``pretrained_cfg_overlay``) to a model.
+        filter_fn: Fits what timm itself fetches (``url`` or ``hf_hub_id`` in its
+            ``pretrained_cfg_overlay``) to a model; a ``file`` there is read as a served one is.
         **kwargs: Options of the model, and timm's.
 
     Raises:
@@ -98,16 +102,23 @@ def create(
             f"{variant} has no dilated form (output_stride={stride}): choose a decoder that needs "
             "none, such as unet or upernet"
         )
-    tag, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-    served = None
+    tag, overlay = kwargs.get("pretrained_cfg"), dict(kwargs.get("pretrained_cfg_overlay") or {})
+    served: tuple[str, tuple[str, ...] | None] | None = None
+    if overlay.get("file"):
+        served = overlay.pop("file"), None
     if isinstance(tag, str):
-        served = _SERVED.get(f"{variant}.{tag}")
+        served = _SERVED.get(f"{variant}.{tag}", served)
         del kwargs["pretrained_cfg"]
     if pretrained and served is None and not overlay and not isinstance(tag, dict):
         raise CheckpointError(
             f"no weights are known as {'.'.join(filter(None, (variant, tag)))!r}: name a file with "
             f"rsmamba.models.serve_weights('{variant}.{tag or 'mine'}', FILE)"
         )
+    kwargs["pretrained_cfg_overlay"] = overlay or None
+    if not pretrained:
+        served = None
+    if served is not None:
+        kwargs = _options_of(served[0]) | kwargs
     model = build_model_with_cfg(
         model_cls,
         variant,
@@ -116,10 +127,29 @@ def create(
         feature_cfg={"out_indices": levels, "feature_cls": "getter"},
         **kwargs,
     )
-    if pretrained and served is not None:
-        from rsmamba.models.checkpoints import load_backbone
-
-        path, bands = served
+    if served is not None:
         backbone = model.get_submodule("model") if kwargs.get("features_only") else model
-        load_backbone(backbone, path, bands=bands)
+        _load(backbone, *served)
     return model
+
+
+def _options_of(path: str) -> dict[str, Any]:
+    """What a file's spec says of the model, and its tensors do not."""
+    from rsmamba.models.checkpoints import read_spec
+
+    try:
+        options = read_spec(path).task_kwargs
+    except RsmambaError:  # none, or one that load_backbone will report
+        return {}
+    return {key: options[key] for key in ("fusion_padding",) if key in options}
+
+
+def _load(backbone: Any, path: str, bands: tuple[str, ...] | None) -> None:
+    """Load, say what was loaded, and leave the report with the model for later checks."""
+    from rsmamba.models.checkpoints import load_backbone
+
+    wanted = backbone.in_chans
+    if bands and wanted % len(bands) == 0:
+        bands *= wanted // len(bands)  # several dates side by side
+    backbone.load_report = load_backbone(backbone, path, bands=bands)
+    _LOG.warning("weights: %s", backbone.load_report)

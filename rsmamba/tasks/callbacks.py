@@ -14,10 +14,12 @@ from torch import nn
 import rsmamba.models
 from rsmamba.errors import SpecError
 from rsmamba.models.checkpoints import load_backbone
+from rsmamba.sensors import check_bands
 from rsmamba.spec import SPEC_KEY, ModelSpec, TaskName
 from rsmamba.tasks.checks import input_bands
 
 _LOG = logging.getLogger(__name__)
+_REMEDY = "name the data's bands (bands of the Register callback), or take other weights"
 
 #: What stock TorchGeo tasks train. `rsmamba map` reads all but backbones, which are to be trained
 #: further.
@@ -40,11 +42,19 @@ class WriteModelSpec(Callback):
     Args:
         gsd: Ground sampling distance in metres, where the data module does not know it.
         licence: Licence of the resulting weights.
+        bands: Names of the data's bands, where the data module does not know them; see
+            :mod:`rsmamba.sensors`.
     """
 
-    def __init__(self, gsd: float | None = None, licence: str | None = None) -> None:
+    def __init__(
+        self,
+        gsd: float | None = None,
+        licence: str | None = None,
+        bands: list[str] | None = None,
+    ) -> None:
         self.gsd = gsd
         self.licence = licence
+        self.bands = bands
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out before the first step whether there will be a spec."""
@@ -58,7 +68,7 @@ class WriteModelSpec(Callback):
 
     def _spec(self, trainer: Trainer, task: LightningModule) -> ModelSpec:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        return build_spec(task, data, gsd=self.gsd, licence=self.licence)
+        return build_spec(task, data, gsd=self.gsd, licence=self.licence, bands=self.bands)
 
 
 class Register(WriteModelSpec):
@@ -78,7 +88,8 @@ class Register(WriteModelSpec):
 
     Args:
         weights: File by architecture and tag, see :func:`rsmamba.models.serve_weights`.
-        bands: Names of the bands that models are built for, where they are not the files'.
+        bands: Names of the data's bands, for which the weights' stems are adapted; see
+            :class:`WriteModelSpec` and :mod:`rsmamba.models.bands`.
         gsd: See :class:`WriteModelSpec`.
         licence: See :class:`WriteModelSpec`.
     """
@@ -90,13 +101,20 @@ class Register(WriteModelSpec):
         gsd: float | None = None,
         licence: str | None = None,
     ) -> None:
-        super().__init__(gsd, licence)
+        super().__init__(gsd, licence, bands)
         for name, path in (weights or {}).items():
             rsmamba.models.serve_weights(name, path, bands=bands)
         add_builders()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so where checkpoints will carry no spec; TorchGeo has tasks that no map shows."""
+        """Compare the data's bands with the weights'; say so where there will be no spec."""
+        # Of tasks that look at several dates, the channels are more than the bands.
+        expected = input_bands(pl_module)
+        data = getattr(trainer, "datamodule", None)
+        bands = tuple(self.bands or getattr(data, "bands", None) or ())
+        if bands and expected and len(expected) % len(bands) == 0:
+            dates = len(expected) // len(bands)
+            check_bands(bands * dates, expected, "the data", remedy=_REMEDY)
         try:
             self._spec(trainer, pl_module)
         except SpecError as error:
@@ -139,6 +157,7 @@ def build_spec(
     *,
     gsd: float | None = None,
     licence: str | None = None,
+    bands: Sequence[str] | None = None,
 ) -> ModelSpec:
     """Describe a trained task by its hyperparameters and its data module.
 
@@ -147,6 +166,7 @@ def build_spec(
         data: The data module that it was trained with.
         gsd: Overrides the data module's ground sampling distance, metres.
         licence: Licence of the weights.
+        bands: Names of the data's bands, where the data module does not know them.
 
     Returns:
         The spec.
@@ -178,12 +198,7 @@ def build_spec(
         task_class=task_class,
         task_kwargs=hparams,
         architecture=architecture,
-        bands=tuple(
-            hparams.get("bands")
-            or getattr(data, "bands", None)
-            or input_bands(task)
-            or _default_bands(channels)
-        ),
+        bands=_bands(task, data, bands, channels),
         mean=_per_band(getattr(data, "mean", 0.0), channels),
         std=_per_band(getattr(data, "std", 1.0), channels),
         nodata=getattr(data, "nodata", None),
@@ -195,10 +210,18 @@ def build_spec(
     )
 
 
-def _default_bands(channels: int) -> tuple[str, ...]:
-    if channels == 3:
-        return ("red", "green", "blue")
-    return tuple(f"band_{i + 1}" for i in range(channels))
+def _bands(
+    task: LightningModule, data: LightningDataModule, given: Sequence[str] | None, channels: int
+) -> tuple[str, ...]:
+    """Names of a date's bands: the task's, the data's, the callback's, the weights', or none."""
+    known = (
+        task.hparams.get("bands"),
+        getattr(data, "bands", None),
+        given,
+        input_bands(task)[:channels],
+    )
+    unnamed = tuple(f"band_{i + 1}" for i in range(channels))
+    return tuple(next(filter(None, known), unnamed))
 
 
 def _per_band(value: Any, channels: int) -> tuple[float, ...]:

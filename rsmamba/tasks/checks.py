@@ -71,9 +71,9 @@ def check_classes(task: "LightningModule", num_classes: int, labels: Sequence[st
 
 
 def loaded_weights(task: "LightningModule") -> "LoadReport | None":
-    """What the task, or the features that it probes, loaded; None for random weights."""
-    features = getattr(task, "features", None)
-    return getattr(task, "load_report", None) or getattr(features, "load_report", None)
+    """What the task, or a backbone inside it, loaded; None for random weights."""
+    reports = (getattr(module, "load_report", None) for module in task.modules())
+    return next((report for report in reports if report is not None), None)
 
 
 def input_bands(task: "LightningModule") -> tuple[str, ...]:

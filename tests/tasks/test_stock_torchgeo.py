@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch
 import yaml
 from PIL import Image
 from torchgeo.main import main
+from torchgeo.tasks import Classification
 
 import rsmamba.models
-from rsmamba.errors import CheckpointError, ConfigError, UnknownModelError
+from rsmamba.errors import BandMismatchError, CheckpointError, ConfigError, UnknownModelError
 from rsmamba.models.checkpoints import read_spec, save_safetensors
+from rsmamba.spec import ModelSpec
 from rsmamba.tasks.callbacks import Register
 
 REGISTER = "rsmamba.tasks.callbacks.Register"
@@ -141,6 +145,26 @@ def test_segmentation(masks, tmp_path, model, backbone):
 
 
 @pytest.mark.slow
+def test_change_detection_starts_from_weights_of_one_date(pairs, tmp_path):
+    torch.manual_seed(3)
+    source = timm.create_model("roma_tiny_patch16_pyramid", num_classes=0)
+    spec = replace(SPEC, bands=("red", "green", "blue"))
+    save_safetensors(source, spec, tmp_path / "rgb.safetensors")
+    options = {
+        "model": "unet", "backbone": "tu-roma_tiny_patch16_pyramid.rgb", "weights": True,
+        "task": "binary", "in_channels": 3, "freeze_backbone": True,
+    }  # fmt: skip
+    path = fit(
+        tmp_path, "ChangeDetection", pairs, options, bands=["red", "green", "blue"],
+        weights={"roma_tiny_patch16_pyramid.rgb": str(tmp_path / "rgb.safetensors")},
+    )  # fmt: skip
+    state = torch.load(path, weights_only=True)["state_dict"]
+    stem = next(v for k, v in state.items() if k.endswith("patch_embed.proj.weight"))
+    wanted = torch.cat([source.patch_embed.proj.weight] * 2, dim=1) / 2**0.5
+    torch.testing.assert_close(stem, wanted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["tu-spatial_mamba_tiny", "tu-roma_tiny_patch16_pyramid"])
 def test_change_detection(pairs, tmp_path, backbone):
     options = {"model": "fcsiamdiff", "backbone": backbone, "task": "binary", "in_channels": 3}
@@ -187,6 +211,86 @@ def test_a_served_file_reaches_encoders_of_segmentation_models(tmp_path):
     got = unet.encoder.model.state_dict()
     name = next(k for k in got if k.endswith(key))
     torch.testing.assert_close(got[name], source.state_dict()[key])
+
+
+SPEC = ModelSpec(
+    task="backbone", task_class="timm.create_model", task_kwargs={}, architecture=TINY,
+    bands=("nir", "red", "green"), mean=(0.0,) * 3, std=(1.0,) * 3,
+)  # fmt: skip
+
+
+@pytest.fixture
+def infrared(tmp_path):
+    """A file of weights for near infrared, red and green."""
+    torch.manual_seed(3)
+    source = timm.create_model(TINY, num_classes=0)
+    save_safetensors(source, SPEC, tmp_path / "irrg.safetensors")
+    return source, str(tmp_path / "irrg.safetensors")
+
+
+def test_served_weights_follow_the_bands_that_are_named(infrared):
+    source, path = infrared
+    rsmamba.models.serve_weights(f"{TINY}.irrg", path, bands=("green", "red", "nir"))
+    model = timm.create_model(f"{TINY}.irrg", pretrained=True, num_classes=0)
+    stem = source.patch_embed.proj.weight
+    torch.testing.assert_close(model.patch_embed.proj.weight, stem.flip(1))
+    # Two dates side by side: each has the weights of one, and the response keeps its size.
+    pair = timm.create_model(f"{TINY}.irrg", pretrained=True, num_classes=0, in_chans=6)
+    wanted = torch.cat([stem.flip(1)] * 2, dim=1) / 2**0.5
+    torch.testing.assert_close(pair.patch_embed.proj.weight, wanted)
+    with pytest.raises(BandMismatchError):
+        timm.create_model(f"{TINY}.irrg", pretrained=True, in_chans=5)
+
+
+def test_a_file_given_to_timm_is_not_repeated_over_other_bands(infrared):
+    _, path = infrared
+    overlay = {"file": path}
+    model = timm.create_model(TINY, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert model.load_report.coverage == 1
+    with pytest.raises(BandMismatchError):
+        timm.create_model(TINY, pretrained=True, in_chans=6, pretrained_cfg_overlay=overlay)
+
+
+def test_what_was_loaded_is_said_and_the_specs_padding_is_taken(tmp_path, caplog):
+    torch.manual_seed(3)
+    source = timm.create_model("spatial_mamba_tiny", num_classes=0, fusion_padding="zeros")
+    spec = replace(SPEC, architecture="spatial_mamba_tiny", task_kwargs={"fusion_padding": "zeros"})
+    save_safetensors(source, spec, tmp_path / "zeros.safetensors")
+    rsmamba.models.serve_weights("spatial_mamba_tiny.zeros", tmp_path / "zeros.safetensors")
+    model = timm.create_model("spatial_mamba_tiny.zeros", pretrained=True, features_only=True)
+    paddings = {m.padding for m in model.modules() if hasattr(m, "kernel_5")}
+    assert paddings == {"zeros"}
+    assert "backbone tensors loaded" in caplog.text
+    other = timm.create_model(
+        "spatial_mamba_tiny.zeros", pretrained=True, fusion_padding="replicate"
+    )
+    assert {m.padding for m in other.modules() if hasattr(m, "kernel_5")} == {"replicate"}
+
+
+def test_data_of_other_bands_than_the_weights_stop_before_the_first_step(
+    infrared, scenes, tmp_path
+):
+    _, path = infrared
+    options = {"model": f"{TINY}.irrg2", "weights": True, "num_classes": 2}
+    weights = {f"{TINY}.irrg2": path}
+    fitted = fit(tmp_path, "Classification", scenes, options, weights=weights)
+    assert read_spec(fitted).bands == ("nir", "red", "green")  # nobody says otherwise
+    module = Classification(**options)
+    data = SimpleNamespace(bands=("red", "green", "blue"))
+    with pytest.raises(BandMismatchError, match="Register"):
+        Register().on_fit_start(SimpleNamespace(datamodule=data), module)
+
+
+def test_bands_that_nobody_names_are_numbered(scenes, tmp_path):
+    """Three bands need not be red, green and blue."""
+    options = {"model": TINY, "num_classes": 2}
+    path = fit(tmp_path, "Classification", scenes, options)
+    assert read_spec(path).bands == ("band_1", "band_2", "band_3")
+    (tmp_path / "named").mkdir()
+    named = fit(
+        tmp_path / "named", "Classification", scenes, options, bands=["nir", "red", "green"]
+    )
+    assert read_spec(named).bands == ("nir", "red", "green")
 
 
 def test_weights_that_nobody_serves_are_an_error_with_the_remedy():
