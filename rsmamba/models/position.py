@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsmamba.errors import CheckpointError
+
 if TYPE_CHECKING:
     from rsmamba.models.roma import RoMA
 
@@ -45,17 +47,24 @@ def adapt_state_dict(
     lacks), and the one direction of a pretrained encoder is copied to all four.
 
     Args:
-        state_dict: Keys of :class:`RoMA`.
+        state_dict: Keys of :class:`RoMA`. Whether the position embedding has a row of the class
+            token is told by ``cls_token`` among them, not by the number of rows: 144 are 12 x 12
+            patches, or 11 x 13 and the token.
         model: The model that shall load them.
-        grid: Rows and columns of the position embedding; by default square, or else the model's.
+        grid: Rows and columns of the position embedding; by default, or if they do not fit, the
+            model's own if it has as many patches, else a square.
 
     Returns:
         A new mapping; tensors that need no change are shared.
+
+    Raises:
+        CheckpointError: If the position embedding has as many rows as the model's, but not of this
+            grid.
     """
     adapted = dict(state_dict)
     table = adapted.get("pos_embed")
     if table is not None and table.shape[-1] == model.embed_dim:
-        adapted["pos_embed"] = _adapt_position(table, model, grid)
+        adapted["pos_embed"] = _adapt_position(table, "cls_token" in state_dict, model, grid)
     orders = {int(key.split(".scans.")[1].split(".")[0]) for key in adapted if ".scans." in key}
     if orders == {0}:
         for order in range(1, model.directions):
@@ -65,17 +74,21 @@ def adapt_state_dict(
     return adapted
 
 
-def _adapt_position(table: Tensor, model: "RoMA", grid: tuple[int, int] | None) -> Tensor:
+def _adapt_position(
+    table: Tensor, has_class: bool, model: "RoMA", grid: tuple[int, int] | None
+) -> Tensor:
     """Position embedding of another grid or class-token setting, as ``model`` needs it."""
-    count = table.shape[1]
-    if grid is None or count - math.prod(grid) not in (0, 1):
-        if table.shape == model.pos_embed.shape:
-            return table
-        grid = _likely_grid(count, model)
-        if grid is None:
-            return table  # A rectangle of unknown shape: the loader reports the mismatch.
-    has_class = count > math.prod(grid)
-    slot = math.prod(grid) // 2
+    patches = table.shape[1] - has_class
+    grid = _source_grid(patches, model, grid)
+    if grid is None:
+        if table.shape == model.pos_embed.shape:  # by chance: one has a class token, one has none
+            rows, columns = model.grid_size
+            raise CheckpointError(
+                f"pos_embed is for {patches} patches, which make no square, and this model has "
+                f"{rows} x {columns}: create it with the img_size that the weights are for"
+            )
+        return table  # A rectangle of unknown shape: the loader reports the mismatch.
+    slot = patches // 2
     if has_class and not model.num_prefix_tokens:
         table = torch.cat([table[:, :slot], table[:, slot + 1 :]], dim=1)
     elif model.num_prefix_tokens and not has_class:
@@ -83,10 +96,12 @@ def _adapt_position(table: Tensor, model: "RoMA", grid: tuple[int, int] | None) 
     return table if grid == model.grid_size else resize_position(table, grid, model.grid_size)
 
 
-def _likely_grid(count: int, model: "RoMA") -> tuple[int, int] | None:
-    """Grid of a table with or without a class token: square, or else the model's own."""
-    for patches in (count, count - 1):
-        side = math.isqrt(patches)
-        if side**2 == patches:
-            return side, side
-    return model.grid_size if count - math.prod(model.grid_size) in (0, 1) else None
+def _source_grid(
+    patches: int, model: "RoMA", given: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """Grid of so many patches: the given one, the model's own, or a square; None if none fits."""
+    side = math.isqrt(max(patches, 0))
+    for grid in (given, model.grid_size, (side, side)):
+        if grid is not None and patches > 0 and math.prod(grid) == patches:
+            return grid
+    return None

@@ -18,7 +18,7 @@ from rsmamba.models import RoMAForPretraining
 from rsmamba.models.checkpoints import convert, load_backbone, read_spec, save_safetensors
 from rsmamba.spec import SPEC_KEY, ModelSpec
 from tests.golden import fill_state_dict, fixture, tensor
-from tests.models.published_files import save
+from tests.models.published_files import entries, save
 
 SIZES = {"embed_dim": 24, "depth": 2}
 SPEC = ModelSpec(
@@ -75,6 +75,67 @@ def test_foreign_tensors_are_named():
         convert({"layers.0.mixer.conv2d.weight": torch.zeros(1)}, source="roma")
     with pytest.raises(ConfigError, match="source='vim'"):
         convert({}, source="vim")
+
+
+GOLDEN = {
+    "roma": ["roma_cls_tiny", "roma_cls_large", "roma_seg_base", "roma_cd_base"],
+    "roma-pretrain": ["roma_pretrain_tiny", "roma_pretrain_base"],
+    "spatial-mamba": ["spatialmamba_tiny", "spatialmamba_base", "spatialmamba_tiny:backbone"],
+}
+
+
+@pytest.mark.parametrize("source", GOLDEN)
+def test_every_published_name_has_a_place_of_its_own(source):
+    for name in GOLDEN[source]:
+        published = {key: torch.empty(shape, device="meta") for key, shape, _ in entries(name)}
+        computed = {"mask", "dec_pos_embed"} & set(published)
+        ours = convert(published, source=source)
+        assert len(ours) == len(published) - len(computed), name
+        if source == "spatial-mamba":
+            assert set(convert(ours, source=source)) == set(ours)
+
+
+FOREIGN = {
+    "roma": [
+        "layers.0.mixer.A", "layers.0.mixer.D_log", "layers.0.mixer.A_d_log",
+        "layers.0.mixer.x_proj.bias", "layers.0.mixer.in_proj.foo", "layers.0.mixer.conv1d",
+        "layers.0.mixer.dt_proj.weight.x", "layers.0.norm1.foo", "layers.0.norm3.weight",
+        "layers.0.mlp.w4.weight", "layers.0.mlp.w1.foo", "layers.0.norm1.weight\n", "head.foo",
+        "head.fc.weight", "patch_embed.proj.x.weight", "norm_f.foo", "fpn1.0.foo", "fpn3.0.weight",
+        "dec_block.0.norm2.weight", "ar_token", "layers.x.norm1.weight",
+    ],
+    "roma-pretrain": [
+        "dec_block.0.foo.weight", "dec_block.0.norm2.foo", "dec_block.0.norm2.q.weight",
+        "dec_block.0.attn2.weight", "dec_block.0.attn2.k.weight", "dec_block.0.mlp.fc3.bias",
+        "enc2dec.x", "enc2dec.0.weight", "head.weight", "cls_token", "norm_f.weight", "norm_5.bias",
+        "fpn1.0.weight", "layers.0.mixer.A_b_log", "dec_block.0", "ar_pred.foo", "angle_embed.x",
+    ],
+    "spatial-mamba": [
+        "layers.0.blocks.0.bogus.weight", "head.foo", "norm.foo", "patch_embed.conv1.conv.foo",
+        "patch_embed.conv1.bogus.weight", "layers.0.blocks.0.ln_3.weight",
+        "layers.0.blocks.0.self_attention.foo", "layers.0.blocks.0.self_attention.A_logs.x",
+        "layers.0.blocks.0.self_attention.state_fusion.kernel_7", "layers.0.downsample.foo",
+        "layers.0.downsample.conv.0.conv.foo", "stages.0.blocks.0.mixer.foo", "stages.0.foo",
+        "outnorm0.foo",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [(s, n) for s, names in FOREIGN.items() for n in names]
+)
+def test_a_name_that_is_not_the_sources_is_refused(source, name):
+    whole = {key: torch.empty(shape, device="meta") for key, shape, _ in entries(GOLDEN[source][0])}
+    with pytest.raises(CheckpointError, match=re.escape(f"unknown tensors: {name}")):
+        convert(whole | {name: torch.zeros(1)}, source=source)
+
+
+@pytest.mark.parametrize("source", GOLDEN)
+def test_what_holds_no_block_is_no_checkpoint(source):
+    lone = {"spatial-mamba": "head.weight"}.get(source, "patch_embed.proj.weight")
+    for state in ({}, {lone: torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match=f"not a {source} checkpoint: no tensor of a bl"):
+            convert(state, source=source)
 
 
 def test_spatial_mamba_is_delegated():

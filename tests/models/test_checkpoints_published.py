@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import pytest
 import timm
@@ -87,6 +88,7 @@ def test_a_published_pretraining_file_goes_into_a_backbone(variant, size, pretra
 
 def test_a_backbone_without_class_token_has_nothing_to_be_noted(pretrain_file):
     options = {"depth": 2, "img_size": 192, "class_token": False, "global_pool": "avg"}
+    options["num_classes"] = 0
     report = load_backbone(timm.create_model("roma_tiny_patch16", **options), pretrain_file)
     assert report.notes == () and set(report.missing) == {"norm.weight", "norm.bias"}
 
@@ -118,6 +120,24 @@ def test_features_only_and_smp_encoders_are_looked_into(tmp_path):
         assert load_backbone(model, tmp_path / "w.pth").coverage == 1.0
         found = {k.rpartition("model.")[2]: v for k, v in model.state_dict().items()}
         assert all(torch.equal(v, source.state_dict()[k]) for k, v in found.items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.DataParallel,
+        torch.compile,
+        lambda model: torch.nn.DataParallel(torch.compile(model)),
+    ],
+    ids=["parallel", "compiled", "both"],
+)
+def test_wrapped_models_are_looked_into(wrap, tmp_path):
+    source, model = small(img_size=64), small(img_size=96)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    report = load_backbone(wrap(model), tmp_path / "w.pth")
+    assert report.coverage == 1.0 and "17 to 37 rows" in report.adapted[0]
+    assert torch.equal(model.norm.weight, source.norm.weight)
+    assert torch.equal(model.patch_embed.proj.weight, source.patch_embed.proj.weight)
 
 
 def test_a_model_without_memory_is_refused(roma_file):
@@ -213,11 +233,13 @@ def test_bands_that_are_not_named_are_refused_and_change_nothing(roma_file, tmp_
         load_backbone(model, roma_file)
     with pytest.raises(BandMismatchError, match=r"bands= names 4 bands .*the model takes 13"):
         load_backbone(model, roma_file, bands=SENTINEL)
-    with pytest.raises(ConfigError, match="give a list"):
+    with pytest.raises(BandMismatchError, match="red"):  # no sensor
         load_backbone(model, roma_file, bands="red")
     assert_unchanged(model, before)
     torch.save(small(in_chans=2).state_dict(), tmp_path / "own.pth")
-    with pytest.raises(BandMismatchError, match=r"for 2 bands, the model takes 4.*in_chans"):
+    message = r"for 2 bands, the model takes 4: give source_bands= .*ModelSpec.* and bands= "
+    message += r"\(in a task its option bands; .*serve_weights\(bands=\), Register: bands\).*in_ch"
+    with pytest.raises(BandMismatchError, match=message):
         load_backbone(small(in_chans=4), tmp_path / "own.pth", bands=SENTINEL)
 
 
@@ -233,6 +255,36 @@ def test_bands_that_the_file_does_not_name_are_noted(tmp_path):
     torch.save(small(in_chans=2).state_dict(), tmp_path / "w.pth")
     report = load_backbone(small(in_chans=2), tmp_path / "w.pth", bands=("nir", "red"))
     assert report.notes == ("the file does not name its bands: taken to be nir, red",)
+
+
+def test_a_sensor_stands_for_its_bands(roma_file):
+    model = timm.create_model("roma_tiny_patch16", in_chans=13, **ROMA)
+    report = load_backbone(model, roma_file, bands="sentinel-2")
+    assert len(report.bands) == 13 and report.bands[1:4] == ("blue", "green", "red")
+    source, got = shallow("roma_cls_tiny")["patch_embed.proj.weight"], model.patch_embed.proj.weight
+    cosine = torch.cosine_similarity(got[:, 3].flatten(1), source[:, 0].flatten(1))
+    assert (cosine > 0.999).all()
+
+
+def test_the_weights_bands_can_be_stated_for_a_file_that_does_not_say(tmp_path):
+    source, target = small(in_chans=2), small(in_chans=3)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load = partial(load_backbone, target, tmp_path / "w.pth", bands=("red", "green", "nir"))
+    report = load(source_bands=("nir", "red"))
+    assert report.notes == () and report.bands == ("red", "green", "nir")
+    ratio = target.patch_embed.proj.weight[:, 2] / source.patch_embed.proj.weight[:, 0]
+    assert torch.allclose(ratio, ratio[:, :1, :1].expand_as(ratio), rtol=1e-3)
+    before = state(target)
+    with pytest.raises(BandMismatchError, match=r"source_bands= names 3 .*weights are for 2: name"):
+        load(source_bands=("nir", "red", "green"))
+    with pytest.raises(BandMismatchError, match="source_bands= names 13 bands"):
+        load(source_bands="sentinel-2")
+    assert_unchanged(target, before)
+    same = small(in_chans=2)
+    assert load_backbone(same, tmp_path / "w.pth", source_bands=("nir", "red")).bands == (
+        "nir", "red"
+    )  # fmt: skip
+    assert torch.equal(same.patch_embed.proj.weight, source.patch_embed.proj.weight)
 
 
 def test_the_specs_bands_are_the_sources(tmp_path):
@@ -263,6 +315,44 @@ def test_another_padding_of_the_state_fusion_is_noted_not_changed(tmp_path):
     )
     assert load_backbone(model, tmp_path / "own.safetensors").notes == ()
     assert "'replicate', this one" in str(load_backbone(same, tmp_path / "own.safetensors"))
+
+
+def pyramid(**options):
+    return timm.create_model(
+        "roma_tiny_patch16_pyramid",
+        **{"embed_dim": 16, "depth": 1, "img_size": 64, "num_classes": 0, **options},
+    )
+
+
+def test_a_neck_that_starts_at_random_is_noted(tmp_path):
+    torch.save(small(img_size=64).state_dict(), tmp_path / "plain.pth")
+    report = load_backbone(pyramid(), tmp_path / "plain.pth")
+    assert report.coverage == 1.0
+    assert report.notes == ("neck: 0 of 8 tensors, the others start at random",)
+    torch.save(pyramid().state_dict(), tmp_path / "whole.pth")
+    assert load_backbone(pyramid(), tmp_path / "whole.pth").notes == ()
+    assert load_backbone(small(img_size=64), tmp_path / "whole.pth").notes == ()
+
+
+def test_a_neck_of_the_other_kind_is_noted(tmp_path):
+    for norm in (True, False):
+        torch.save(pyramid(neck_norm=norm).state_dict(), tmp_path / "w.pth")
+        note = f"create it with neck_norm={norm}"
+        assert note not in str(load_backbone(pyramid(neck_norm=norm), tmp_path / "w.pth"))
+        report = load_backbone(pyramid(neck_norm=not norm), tmp_path / "w.pth")
+        assert note in report.notes[-1] and report.coverage == 1.0
+        assert ("neck: 6 of 8 tensors" in report.notes[0]) is not norm
+
+
+def test_a_head_that_is_not_loaded_is_noted(roma_file, tmp_path):
+    model = timm.create_model("roma_tiny_patch16", **ROMA | {"num_classes": 10})
+    report = load_backbone(model, roma_file)
+    assert report.notes == ("head not loaded: [1000, 384], not [10, 384]; it starts at random",)
+    torch.save(small().state_dict(), tmp_path / "w.pth")
+    assert load_backbone(small(num_classes=3), tmp_path / "w.pth").notes == (
+        "head starts at random",
+    )
+    assert load_backbone(small(), tmp_path / "w.pth").notes == ()
 
 
 def test_a_spec_that_cannot_be_read_is_noted(tmp_path):

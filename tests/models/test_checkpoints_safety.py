@@ -4,6 +4,7 @@ import argparse
 import builtins
 import os
 import pickle
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -13,10 +14,10 @@ import pytest
 import torch
 
 from rsmamba.errors import CheckpointError, ConfigError
-from rsmamba.models.checkpoints import load_backbone, read_checkpoint
+from rsmamba.models.checkpoints import convert, convert_file, load_backbone, read_checkpoint
 from rsmamba.models.checkpoints.reading import read_weights
 from rsmamba.models.checkpoints.unpickling import Inert, load_pickle
-from tests.models.published_files import CfgNode, Config, ConfigDict, libraries, save
+from tests.models.published_files import CfgNode, Config, ConfigDict, libraries, save, shallow
 
 WEIGHTS = {"layers.0.norm.weight": torch.arange(3.0)}
 
@@ -209,3 +210,34 @@ def test_files_are_read_in_parallel(tmp_path):
     for thread in threads:
         thread.join()
     assert found == list(WEIGHTS) * 8
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_empty_file_is_called_empty(suffix, tmp_path):
+    path = tmp_path / f"w{suffix}"
+    path.touch()
+    with pytest.raises(CheckpointError, match=rf"w{suffix} is empty: copy or download it again"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [b"import torch\n", b"<html>", b"\x00" * 64, b"PK\x03\x04"])
+def test_what_is_no_checkpoint_is_called_so_with_a_remedy(content, tmp_path):
+    for suffix, said in ((".pth", "Py[Tt]orch"), (".safetensors", "no complete safetensors file")):
+        path = tmp_path / f"w{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{said}.*: (copy|save)") as caught:
+            read_weights(path)
+        assert "\n" not in str(caught.value)
+        assert not re.search(r"\(\d*\)|\(\w*Error\)", str(caught.value))
+
+
+@pytest.mark.parametrize(("name", "asked"), [("roma_cls_tiny", "roma-pretrain"),
+                                             ("roma_pretrain_tiny", "roma")])  # fmt: skip
+def test_a_source_that_the_file_is_not_of_is_told(name, asked, tmp_path):
+    save(tmp_path / "w.pth", {"model": shallow(name)})
+    other = {"roma": "roma-pretrain", "roma-pretrain": "roma"}[asked]
+    with pytest.raises(CheckpointError, match=f"not a {asked} checkpoint, it looks like {other}:"):
+        convert_file(tmp_path / "w.pth", tmp_path / "out.safetensors", source=asked)
+    assert not (tmp_path / "out.safetensors").exists()
+    with pytest.raises(CheckpointError, match=f"it looks like {other}: choose that source"):
+        convert(shallow(name), source=asked)

@@ -120,7 +120,12 @@ def convert_file(
             f"{path} has the names of no published model ({', '.join(sources())}); "
             f"{listed('it has', tuple(file.tensors))}"
         )
-    renamed, architecture = _understand(file, source or found)
+    if source not in (None, found):
+        raise CheckpointError(
+            f"{path} is not a {source} checkpoint, it looks like {found}: leave the source "
+            "out, or take another file"
+        )
+    renamed, architecture = _understand(file, found)
     if architecture.in_chans != len(BANDS):
         raise BandMismatchError(
             f"{path} takes {architecture.in_chans} bands, published models take "

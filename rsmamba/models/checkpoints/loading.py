@@ -25,11 +25,15 @@ from rsmamba.models.checkpoints.published import (
 from rsmamba.models.checkpoints.reading import WeightsFile, read_weights
 from rsmamba.models.position import adapt_state_dict
 from rsmamba.models.roma import RoMA
-from rsmamba.sensors import Band
+from rsmamba.sensors import Band, bands_of
 from rsmamba.spec import ModelSpec
 
 #: Parts of a model that belong to a task, not to the backbone that a checkpoint must cover.
 _TASK_PARTS = ("head.", "neck.")
+#: Of the norm in the neck's 4x branch.
+_NECK_NORM = "neck.0.1.weight"
+#: What wrappers call the model that they hold as their only child.
+_WRAPPED = ("model", "module", "_orig_mod")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ def load_backbone(
     path_or_id: str | os.PathLike[str],
     *,
     key: str | None = None,
-    bands: Sequence[str | Band] | None = None,
+    bands: str | Sequence[str | Band] | None = None,
+    source_bands: str | Sequence[str | Band] | None = None,
     minimum: float = 0.95,
 ) -> LoadReport:
     """Load a backbone's weights, in place, and say how much of it was covered.
@@ -104,13 +109,17 @@ def load_backbone(
     unchanged after any error.
 
     Args:
-        model: The backbone, e.g. from ``timm.create_model``.
+        model: The backbone, e.g. from ``timm.create_model``; also inside ``features_only``, smp's
+            encoders, ``DataParallel`` and ``torch.compile``.
         path_or_id: File with the weights; or ``hf-hub:OWNER/NAME@COMMIT[:FILE]`` with the full
             hash of a commit.
         key: Which of the file's weights to take, ``"model"``, ``"state_dict"`` or ``"model_ema"``;
             by default the first of these that is there.
-        bands: What the model's input bands measure (see :mod:`rsmamba.sensors`). Needed where they
-            are not those that the weights were trained on.
+        bands: What the model's input bands measure: names, or a sensor (see
+            :mod:`rsmamba.sensors`). Needed where they are not those that the weights were trained
+            on.
+        source_bands: What the weights' bands measure, for a file that does not say; it goes before
+            what the file says.
         minimum: Least part of the backbone's tensors (head and neck do not count) that must match.
 
     Returns:
@@ -136,7 +145,10 @@ def load_backbone(
         tensors, unknown = renamed.tensors, renamed.unknown
     prefix, found = _find_backbone(tensors, wanted, file.path)
     spec, notes = _spec(file)
-    known = _source_bands(source, spec)
+    bands = _listed_bands(bands)
+    known = _listed_bands(source_bands) or _source_bands(source, spec)
+    if source_bands is not None:
+        _check_source_bands(known or (), found.get(_stem(model)))
     stem, adapted = _fit_bands(found, model, known, bands, file.path)
     found |= stem
     if bands is not None and known is None:
@@ -147,6 +159,7 @@ def load_backbone(
         notes += _class_token(found, wanted)
     notes += _padding(model, source, spec)
     fitting = {k: v for k, v in found.items() if k in wanted and v.shape == wanted[k].shape}
+    notes += _task_parts(found, wanted, fitting)
     backbone = [k for k in wanted if not k.startswith(_TASK_PARTS)]
     if different := [k for k in backbone if k in found and k not in fitting]:
         shapes = [f"{k} {[*found[k].shape]}, not {[*wanted[k].shape]}" for k in different]
@@ -177,9 +190,9 @@ def load_backbone(
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """The backbone inside timm's ``features_only`` wrapper and smp's encoder."""
-    while [name for name, _ in model.named_children()] == ["model"]:
-        model = model.get_submodule("model")
+    """The backbone inside the wrappers of timm, smp, ``DataParallel`` and ``torch.compile``."""
+    while len(names := [name for name, _ in model.named_children()]) == 1 and names[0] in _WRAPPED:
+        model = model.get_submodule(names[0])
     return model
 
 
@@ -209,7 +222,20 @@ def _spec(file: WeightsFile) -> tuple[ModelSpec | None, list[str]]:
         return None, [f"the file's ModelSpec is not used: {error}"]
 
 
-def _source_bands(source: Source | None, spec: ModelSpec | None) -> tuple[str, ...] | None:
+def _listed_bands(bands: str | Sequence[str | Band] | None) -> Sequence[str | Band] | None:
+    """Bands one by one, where a sensor is named."""
+    return bands_of(bands) if isinstance(bands, str) else bands
+
+
+def _check_source_bands(bands: Sequence[str | Band], stem: Tensor | None) -> None:
+    if stem is not None and len(bands) != stem.shape[1]:
+        raise BandMismatchError(
+            f"source_bands= names {len(bands)} bands ({_names(bands)}), but the weights are for "
+            f"{stem.shape[1]}: name those that they were trained on"
+        )
+
+
+def _source_bands(source: Source | None, spec: ModelSpec | None) -> Sequence[str | Band] | None:
     """What the weights' bands measure, if that is known."""
     if spec is not None:
         return spec.bands
@@ -222,20 +248,22 @@ def _stem(model: nn.Module) -> str:
 
 
 def _input_bands(
-    source: tuple[str, ...] | None, target: Sequence[str | Band] | None, stem: Tensor | None
+    source: Sequence[str | Band] | None,
+    target: Sequence[str | Band] | None,
+    stem: Tensor | None,
 ) -> tuple[str, ...]:
     """Names of the model's input bands, once the stem's weights have been fitted to them."""
-    if target is not None:
-        return tuple(b if isinstance(b, str) else b.label for b in target)
-    if source is None or stem is None or len(source) != stem.shape[1]:
-        return ()  # e.g. of a pair of dates, which share one stem
-    return source
+    bands = target
+    if target is None and source is not None and stem is not None:
+        # Not e.g. of a pair of dates, which share one stem.
+        bands = source if len(source) == stem.shape[1] else None
+    return tuple(b if isinstance(b, str) else b.label for b in bands or ())
 
 
 def _fit_bands(
     found: dict[str, Tensor],
     model: nn.Module,
-    source: tuple[str, ...] | None,
+    source: Sequence[str | Band] | None,
     target: Sequence[str | Band] | None,
     path: Path,
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -245,8 +273,6 @@ def _fit_bands(
     if name not in own or name not in found or found[name].ndim != own[name].ndim:
         return {}, []
     weight, have, want = found[name], found[name].shape[1], own[name].shape[1]
-    if isinstance(target, str):
-        raise ConfigError(f"bands={target!r}: give a list of band names")
     if target is not None and len(target) != want:
         raise BandMismatchError(
             f"bands= names {len(target)} bands ({_names(target)}), but the model takes {want}"
@@ -259,7 +285,8 @@ def _fit_bands(
         theirs = f" ({_names(source)})" if source else ""
         missing = "bands= with the names of the model's bands"
         if source is None:
-            missing = "a file whose ModelSpec names its bands, and bands="
+            missing = "source_bands= (or a file whose ModelSpec names its bands) and bands="
+        missing += " (in a task its option bands; with timm serve_weights(bands=), Register: bands)"
         raise BandMismatchError(
             f"{path} has weights for {have} bands{theirs}, the model takes {want}: give {missing}"
             f"{_advice(found, model)}"
@@ -281,6 +308,31 @@ def _changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
     if len(after) > len(before):
         changes.append("one scan direction copied to all")
     return changes
+
+
+def _task_parts(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], fitting: dict[str, Tensor]
+) -> list[str]:
+    """Notes on what of head and neck was not loaded: they do not count in the coverage."""
+    notes = []
+    neck = [k for k in wanted if k.startswith("neck.")]
+    loaded = sum(k in fitting for k in neck)
+    if loaded < len(neck):
+        notes.append(f"neck: {loaded} of {len(neck)} tensors, the others start at random")
+    if "neck.0.0.weight" in wanted and "neck.0.0.weight" in found:
+        theirs, ours = _NECK_NORM in found, _NECK_NORM in wanted
+        if theirs != ours:
+            notes.append(
+                f"the file's neck has {'a' if theirs else 'no'} norm, this one has "
+                f"{'one' if ours else 'none'}: create it with neck_norm={theirs}"
+            )
+    lost = [k for k in wanted if k.startswith("head.") and k not in fitting]
+    if lost and lost[0] in found:
+        shapes = f"{[*found[lost[0]].shape]}, not {[*wanted[lost[0]].shape]}"
+        notes.append(f"head not loaded: {shapes}; it starts at random")
+    elif lost:
+        notes.append("head starts at random")
+    return notes
 
 
 def _class_token(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

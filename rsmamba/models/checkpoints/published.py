@@ -65,15 +65,31 @@ def convert(state_dict: Mapping[str, Tensor], *, source: Source) -> dict[str, Te
 
     Raises:
         ConfigError: If the source is unknown.
-        CheckpointError: If a name does not belong to that source.
+        CheckpointError: If a name does not belong to that source, or there is no block at all.
     """
     renamed = rename(state_dict, source)
     if renamed.unknown:
         raise CheckpointError(
             f"not a {source} checkpoint: {listed('unknown tensors', renamed.unknown)}; "
-            "choose another source"
+            f"{_remedy(state_dict, source)}"
+        )
+    if not any(_OUR_BLOCK.match(name) for name in renamed.tensors):
+        raise CheckpointError(
+            f"not a {source} checkpoint: no tensor of a block is in it; "
+            f"{_remedy(state_dict, source)}"
         )
     return renamed.tensors
+
+
+def _remedy(names: Mapping[str, Tensor], source: Source) -> str:
+    """What to do about a file that is not of the source asked for."""
+    found = detect(names)
+    if found == source:
+        return "take the file as it was published"
+    return f"it looks like {found}: choose that source" if found else "choose another source"
+
+
+_OUR_BLOCK = re.compile(r"(?:(?:encoder\.)?blocks|stages\.\d+\.blocks)\.\d+\.")
 
 
 def rename(state_dict: Mapping[str, Tensor], source: Source) -> Renamed:
@@ -141,12 +157,30 @@ def sources() -> tuple[str, ...]:
 
 #: The published suffixes of the four scan directions, in our order.
 _DIRECTIONS = {"": 0, "_b": 1, "_c": 2, "_c_b": 3}
-_MIXER = re.compile(
-    r"(?P<stem>A|D|conv1d|x_proj|dt_proj)(?P<direction>_c_b|_b|_c|)(?P<rest>_log|\.weight|\.bias|)$"
+_DIRECTION = "(?P<direction>_c_b|_b|_c|)"
+_MIXER = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"(?P<stem>A){_DIRECTION}(?P<rest>_log)",
+        rf"(?P<stem>D){_DIRECTION}(?P<rest>)",
+        rf"(?P<stem>x_proj){_DIRECTION}(?P<rest>\.weight)",
+        rf"(?P<stem>conv1d|dt_proj){_DIRECTION}(?P<rest>\.(?:weight|bias))",
+    )
 )
+_LAYER = re.compile(
+    r"layers\.(?P<block>\d+)\."
+    r"(?:(?P<norm>norm[12])|mlp\.(?P<mlp>w[123])|mixer\.(?P<proj>in_proj|out_proj))\."
+    r"(?P<leaf>weight|bias)"
+)
+_SCAN = re.compile(r"layers\.(?P<block>\d+)\.mixer\.(?P<rest>.+)")
+_LEAVES = ("weight", "bias")
 _MLP = {"w1": "fc1_g", "w2": "fc1_x", "w3": "fc2"}
-#: The 4x branch of the neck, with its norm (entries 0, 1, 3) and without (0, 2).
-_NECK = {
+#: Single modules of the backbone, and of the neck's 4x branch with its norm (entries 0, 1, 3) and
+#: without (0, 2).
+_MODULES = {
+    "patch_embed.proj": "patch_embed.proj",
+    "head": "head",
+    "norm_f": "norm",
     "fpn1.0": "neck.0.0",
     "fpn1.1.ln": "neck.0.1",
     "fpn1.2": "neck.0.3",
@@ -157,32 +191,39 @@ _NECK = {
 
 def _roma_key(key: str) -> str:
     """Our name of a published backbone tensor; KeyError if there is none."""
-    if key in ("cls_token", "pos_embed") or key.startswith(("patch_embed.proj.", "head.")):
+    if key in ("cls_token", "pos_embed"):
         return key
     module, _, leaf = key.rpartition(".")
-    if module == "norm_f":
-        return f"norm.{leaf}"
-    if module in _NECK:
-        return f"{_NECK[module]}.{leaf}"
-    match = re.fullmatch(r"layers\.(\d+)\.(norm1|norm2|mlp|mixer)\.(.+)", key)
-    if match is None:
+    if module in _MODULES and leaf in _LEAVES:
+        return f"{_MODULES[module]}.{leaf}"
+    if match := _LAYER.fullmatch(key):
+        block = f"blocks.{match['block']}"
+        if match["mlp"]:
+            return f"{block}.mlp.{_MLP[match['mlp']]}.{match['leaf']}"
+        return f"{block}.{match['norm'] or 'mixer.' + match['proj']}.{match['leaf']}"
+    layer = _SCAN.fullmatch(key)
+    scans = (pattern.fullmatch(layer["rest"]) for pattern in _MIXER) if layer else ()
+    scan = next(filter(None, scans), None)
+    if layer is None or scan is None:
         raise KeyError(key)
-    block, part, rest = match.groups()
-    if part == "mlp":
-        name, _, leaf = rest.partition(".")
-        rest = f"{_MLP[name]}.{leaf}"
-    elif part == "mixer" and not rest.startswith(("in_proj.", "out_proj.")):
-        scan = _MIXER.match(rest)
-        if scan is None:
-            raise KeyError(key)
-        direction = _DIRECTIONS[scan["direction"]]
-        rest = f"scans.{direction}.{scan['stem']}{scan['rest']}"
-    return f"blocks.{block}.{part}.{rest}"
+    direction = _DIRECTIONS[scan["direction"]]
+    return f"blocks.{layer['block']}.mixer.scans.{direction}.{scan['stem']}{scan['rest']}"
 
 
 _DECODER = {"attn2": "attn", "norm2_1": "norm_query", "norm2_2": "norm_memory"}
+_DECODER_BLOCK = re.compile(
+    r"dec_block\.(?P<block>\d+)\.(?P<part>norm2(?:_[12])?|attn2\.(?:q|kv|proj)|mlp\.fc[12])\."
+    r"(?P<leaf>weight|bias)"
+)
+#: Of the backbone's names, ours, those of its pretraining: one direction, no class token or head.
+_ENCODER = re.compile(r"pos_embed$|patch_embed\.|blocks\.\d+\.(?!mixer\.scans\.[123]\.)")
 _PRETRAIN = {"ar_token": "query_token", "angle_embed": "angle_embed"}
-_PRETRAIN_MODULES = {"ar_norm": "decoder_norm", "ar_pred": "predictor", "enc2dec": "enc2dec"}
+_PRETRAIN_MODULES = {
+    "ar_norm": "decoder_norm",
+    "ar_pred": "predictor",
+    "enc2dec": "enc2dec",
+    **{f"norm_{i + 1}": f"tap_norms.{i}" for i in range(4)},
+}
 #: Tables that are computed, not stored.
 _COMPUTED = ("mask", "dec_pos_embed")
 
@@ -193,15 +234,17 @@ def _pretrain_key(key: str) -> str | None:
         return None
     if key in _PRETRAIN:
         return _PRETRAIN[key]
-    head, _, rest = key.partition(".")
-    if head in _PRETRAIN_MODULES:
-        return f"{_PRETRAIN_MODULES[head]}.{rest}"
-    if match := re.fullmatch(r"norm_([1-4])", head):
-        return f"tap_norms.{int(match[1]) - 1}.{rest}"
-    if head == "dec_block":
-        block, part, leaf = rest.split(".", 2)
-        return f"decoder.{block}.{_DECODER.get(part, part)}.{leaf}"
-    return f"encoder.{_roma_key(key)}"
+    module, _, leaf = key.rpartition(".")
+    if module in _PRETRAIN_MODULES and leaf in _LEAVES:
+        return f"{_PRETRAIN_MODULES[module]}.{leaf}"
+    if match := _DECODER_BLOCK.fullmatch(key):
+        part, _, leaf = match["part"].partition(".")
+        part = _DECODER.get(part, part)
+        return ".".join(filter(None, ("decoder", match["block"], part, leaf, match["leaf"])))
+    name = _roma_key(key)
+    if not _ENCODER.match(name):
+        raise KeyError(key)
+    return f"encoder.{name}"
 
 
 _SPATIAL_MAMBA = tuple(
@@ -228,7 +271,22 @@ _SPATIAL_MAMBA = tuple(
     )
 )
 _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
-_OURS = re.compile(r"^(stem|stages|level_norms|norm|head)\.")
+_LEAF = r"\.(?:weight|bias)"
+_BATCH_NORM = r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
+#: Every name that a Spatial-Mamba of ours can have.
+_OURS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"(?:head|norm|level_norms\.\d){_LEAF}",
+        rf"stem\.conv\d(?:\.\d)?\.(?:conv{_LEAF}|bn{_BATCH_NORM})",
+        rf"stages\.\d+\.blocks\.\d+\.(?:norm[12]|cpe[12]|mlp\.fc[12]){_LEAF}",
+        rf"stages\.\d+\.blocks\.\d+\.mixer\.(?:in_proj|out_proj|out_norm|conv|dt_proj){_LEAF}",
+        r"stages\.\d+\.blocks\.\d+\.mixer\.(?:A_log|D|x_proj\.weight)",
+        r"stages\.\d+\.blocks\.\d+\.mixer\.fusion\.(?:alpha|kernel_[135])",
+        rf"stages\.\d+\.downsample\.(?:expand|depthwise|reduce\.conv){_LEAF}",
+        rf"stages\.\d+\.downsample\.reduce\.bn{_BATCH_NORM}",
+    )
+)
 
 
 def _spatial_mamba_key(key: str) -> str:
@@ -237,7 +295,7 @@ def _spatial_mamba_key(key: str) -> str:
     name = _DOWNSAMPLE.sub(lambda match: f"stages.{int(match[1]) + 1}.downsample.", key)
     for pattern, replacement in _SPATIAL_MAMBA:
         name = pattern.sub(replacement, name)
-    if not _OURS.match(name):
+    if not any(pattern.fullmatch(name) for pattern in _OURS):
         raise KeyError(key)
     return name
 

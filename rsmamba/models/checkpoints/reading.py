@@ -116,6 +116,8 @@ def _content(path: Path, stand_ins: bool) -> dict[Any, Any]:
     """What was saved, as a plain dict; empty if it is none."""
     if not path.is_file():
         raise DataNotFoundError(f"no checkpoint at {path}: check the path")
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty: copy or download it again")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -152,7 +154,10 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no complete safetensors file ({error})") from error
+        raise CheckpointError(
+            f"{path} is no complete safetensors file ({error}): copy or download it again, or "
+            "name it .pth if it is a PyTorch file"
+        ) from error
 
 
 def _spec_text(path: Path, content: dict[Any, Any]) -> str | None:

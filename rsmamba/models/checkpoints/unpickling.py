@@ -113,11 +113,17 @@ def load_pickle(path: Path, *, stand_ins: bool) -> Any:
             raise _refusal(path, f"it holds {named[1]}") from error
         protocol = ", or in a pickle protocol other than 2" if "operand" in text else ""
         raise _refusal(path, f"it is damaged or no PyTorch file{protocol}") from error
-    # A damaged pickle can fail in any way, e.g. take an item of an empty stack.
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    # torch's own words on zip files, e.g. that one is cut short.
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} is no readable checkpoint ({reason}): copy it again"
+            f"{path} is no readable checkpoint ({reason}): copy it again, or save its state dict"
+        ) from error
+    # What is no pickle, or a damaged one, can fail in any way, e.g. take an item of an empty stack.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a PyTorch file: copy it again, or save the state dict with "
+            "torch.save"
         ) from error
 
 
