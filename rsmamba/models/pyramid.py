@@ -81,8 +81,9 @@ class RoMAPyramid(RoMA):
         stop_early: bool = False,
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
-        """Chosen levels of the pyramid, each (B, D, ceil(H / s_k), ceil(W / s_k)).
+        """Chosen levels of the pyramid, finest first, each (B, D, ceil(H / s_k), ceil(W / s_k)).
 
         The arguments are timm's; ``norm`` and ``stop_early`` change nothing, because every level
         is made from the normalised output of the last block.
@@ -94,16 +95,19 @@ class RoMAPyramid(RoMA):
             raise ConfigError(
                 "the pyramid returns NCHW maps; for tokens take the plain roma_* model"
             )
-        take, _ = feature_take_indices(len(self.feature_info), indices)
+        take, _ = feature_take_indices(len(self.neck), indices)
         tokens = self.forward_features(x)
         height, width = x.shape[-2:]
         plane = tokens[:, self.num_prefix_tokens :].transpose(1, 2)
         plane = plane.unflatten(2, self._grid((height, width))).contiguous()
         levels = []
-        for i in take:
+        for i in sorted(set(take)):
             stride = self.feature_info[i]["reduction"]
             level = self.neck[i](plane)
             levels.append(level[..., : math.ceil(height / stride), : math.ceil(width / stride)])
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": levels}
+            return result if intermediates_only else result | {"image_features": tokens}
         return levels if intermediates_only else (tokens, levels)
 
     def prune_intermediate_layers(
@@ -117,7 +121,7 @@ class RoMAPyramid(RoMA):
         self.neck = self.neck[: last + 1]
         if prune_head:
             self.reset_classifier(0, "")
-        return take
+        return sorted(set(take))
 
 
 default_cfgs = generate_default_cfgs({f"roma_{size}_patch16_pyramid": roma_cfg() for size in SIZES})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsmamba.errors import ConfigError
+from rsmamba.models.options import check_positive, drop_path_rates, image_size
 from rsmamba.models.position import adapt_state_dict, resize_position
 from rsmamba.models.registry import create, default_cfg
 from rsmamba.models.roma_layers import Block
@@ -67,6 +68,7 @@ class RoMA(nn.Module):
         super().__init__()
         if directions not in (1, 4):
             raise ConfigError(f"directions={directions}: choose 1 or 4")
+        check_positive(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, depth=depth)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -78,11 +80,11 @@ class RoMA(nn.Module):
         self.patch_embed = PatchEmbed(
             None, patch_size, in_chans, embed_dim, strict_img_size=False, dynamic_img_pad=True
         )
-        self.grid_size = self._grid(to_2tuple(img_size))
+        self.grid_size = self._grid(image_size(img_size))
         tokens = math.prod(self.grid_size) + self.num_prefix_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(Block(embed_dim, directions, rate) for rate in rates)
         self.feature_info: list[dict[str, Any]] = [
             {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size}
@@ -150,6 +152,33 @@ class RoMA(nn.Module):
     def _cls(self) -> ClassToken:
         return "none" if self.cls_token is None else "middle"
 
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Interpolate the position embedding to another image size for good (timm).
+
+        Without it, :meth:`position` does so in every forward pass.
+
+        Args:
+            img_size: Height and width, by default the present ones.
+            patch_size: Accepted for timm's sake if it is the present one.
+
+        Raises:
+            ConfigError: If the patch size would change.
+        """
+        if patch_size is not None and to_2tuple(patch_size) != self.patch_embed.patch_size:
+            raise ConfigError(
+                f"patch_size={patch_size}: the patch size is fixed; build a model with that one"
+            )
+        if img_size is None:
+            return
+        grid = self._grid(image_size(img_size))
+        trained = self.pos_embed.requires_grad
+        self.pos_embed = nn.Parameter(self.position(grid).detach(), requires_grad=trained)
+        self.grid_size = grid
+
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches that cover an image of (H, W) pixels."""
         height, width = self.patch_embed.dynamic_feat_size(size)
@@ -157,7 +186,9 @@ class RoMA(nn.Module):
 
     def position(self, grid: tuple[int, int]) -> Tensor:
         """Position embedding on a grid, (1, M or M + 1, D), the class token's row at M // 2."""
-        if grid == self.grid_size:
+        # A size that torch.export leaves open is always interpolated (at the table's own size with
+        # weights 0 and 1): a comparison would exclude that size from the exported program.
+        if not any(isinstance(side, torch.SymInt) for side in grid) and grid == self.grid_size:
             return self.pos_embed
         return resize_position(self.pos_embed, self.grid_size, grid)
 
@@ -167,7 +198,7 @@ class RoMA(nn.Module):
         x = self.patch_embed(x)
         if self.cls_token is not None:
             slot = x.shape[1] // 2
-            token = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
+            token = self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
             x = torch.cat([x[:, :slot], token, x[:, slot:]], dim=1)
         return x + self.position(grid).to(x.dtype), grid
 
@@ -213,8 +244,9 @@ class RoMA(nn.Module):
         stop_early: bool = False,
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
-        """Outputs of chosen blocks (timm).
+        """Outputs of chosen blocks (timm), in the order of the blocks.
 
         Args:
             x: (B, C, H, W) images.
@@ -224,12 +256,19 @@ class RoMA(nn.Module):
             stop_early: Do not run the blocks after the last chosen one.
             output_fmt: ``"NCHW"`` (B, D, ceil(H / patch), ceil(W / patch)) or ``"NLC"``.
             intermediates_only: Return the list alone, without the final tokens.
+            output_dict: Return a dictionary: ``"image_intermediates"``, with
+                ``return_prefix_tokens`` their class tokens as ``"image_intermediates_prefix"``, and
+                the final tokens as ``"image_features"``.
+
+        Raises:
+            ConfigError: For another ``output_fmt``.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt={output_fmt!r}: choose 'NCHW' or 'NLC'")
         take, last = feature_take_indices(len(self.blocks), indices)
         tokens, grid = self.embed(x)
-        outputs: list[Any] = []
+        maps: list[Tensor] = []
+        prefixes: list[Tensor] = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             tokens = self.run_block(block, tokens, grid)
             if i not in take:
@@ -238,7 +277,16 @@ class RoMA(nn.Module):
             prefix, patches = output.split([self.num_prefix_tokens, math.prod(grid)], dim=1)
             if output_fmt == "NCHW":
                 patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
-            outputs.append((patches, prefix) if return_prefix_tokens else patches)
+            maps.append(patches)
+            prefixes.append(prefix)
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": maps}
+            if return_prefix_tokens and self.num_prefix_tokens:
+                result["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                result["image_features"] = self._prefix_first(self.norm(tokens))
+            return result
+        outputs = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
         if intermediates_only:
             return outputs
         return self._prefix_first(self.norm(tokens)), outputs
@@ -256,7 +304,7 @@ class RoMA(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
-        return take
+        return sorted(set(take))
 
 
 def roma_cfg() -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, to_2tuple, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from rsmamba.errors import ConfigError
+from rsmamba.models.options import check_positive, image_size
 from rsmamba.models.roma import SIZES, RoMA
 
 __all__ = ["SCALES", "PretrainingOutput", "RoMAForPretraining", "sincos_table"]
@@ -128,7 +129,8 @@ class RoMAForPretraining(nn.Module):
         drop_path_rate: Stochastic depth of the encoder's last block.
 
     Raises:
-        ConfigError: If the image is not a whole number of clusters or the architecture is no RoMA.
+        ConfigError: If the image is not a whole number of clusters, the architecture is no RoMA or
+            a number is out of range.
     """
 
     def __init__(
@@ -146,18 +148,28 @@ class RoMAForPretraining(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        check_positive(
+            patch_size=patch_size, cluster_size=cluster_size, in_chans=in_chans,
+            decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_heads=decoder_heads,
+        )  # fmt: skip
+        if decoder_dim % decoder_heads:
+            raise ConfigError(
+                f"decoder_heads={decoder_heads} does not divide decoder_dim={decoder_dim}"
+            )
+        if in_chans * patch_size**2 == 1:
+            raise ConfigError("a patch of one value has no deviation: give a larger patch_size")
         self.patch_size = patch_size
         self.cluster_size = cluster_size
         self.in_chans = in_chans
-        height, width = to_2tuple(img_size)
+        height, width = image_size(img_size)
         grid = self._grid(height, width)
         plain = {f"roma_{size}_patch16": options for size, options in SIZES.items()}
         if architecture not in plain:
             raise ConfigError(
                 f"architecture={architecture!r} is no plain RoMA: choose one of {', '.join(plain)}"
             )
-        dim = embed_dim or plain[architecture]["embed_dim"]
-        blocks = depth or plain[architecture]["depth"]
+        dim = plain[architecture]["embed_dim"] if embed_dim is None else embed_dim
+        blocks = plain[architecture]["depth"] if depth is None else depth
         encoder = RoMA(
             img_size=(height, width),
             patch_size=patch_size,
@@ -273,11 +285,11 @@ class RoMAForPretraining(nn.Module):
         x, grid = self.encoder.embed(image)
         if rotated_mask is None:
             # Not skipped, so that every parameter has a gradient (DDP insists on it).
-            rotated_mask = x.new_zeros(len(image), *grid)
-        if rotated_mask.shape != (len(image), *grid):
+            rotated_mask = x.new_zeros(image.shape[0], *grid)
+        if rotated_mask.shape != (image.shape[0], *grid):
             raise ConfigError(
                 f"rotated_mask has shape {tuple(rotated_mask.shape)}; the tokens of this "
-                f"batch are {(len(image), *grid)}"
+                f"batch are {(image.shape[0], *grid)}"
             )
         x = x + rotated_mask.flatten(1).unsqueeze(-1).to(x.dtype) * self.angle_embed.to(x.dtype)
         x = self.to_clusters(x, grid)[:, : -(self.cluster_size**2)]
@@ -295,7 +307,7 @@ class RoMAForPretraining(nn.Module):
         group = self.cluster_size**2
         table = sincos_table(self.query_token.shape[-1], grid, latent.device)
         position = self.to_clusters(table, grid)[:, group:]
-        x = (self.query_token + position.to(self.query_token.dtype)).expand(len(latent), -1, -1)
+        x = (self.query_token + position.to(self.query_token.dtype)).expand(latent.shape[0], -1, -1)
         cluster = torch.arange(x.shape[1], device=x.device) // group
         # Query i asks for cluster i + 1 and sees the encoder's clusters 0 to i.
         visible = cluster.unsqueeze(1) >= cluster
@@ -330,14 +342,20 @@ class RoMAForPretraining(nn.Module):
             grid: Rows and columns of patches.
 
         Returns:
-            The fine loss, and the loss by cell side in :data:`SCALES`.
+            The fine loss, and the loss by cell side in :data:`SCALES`. Sides of which no whole
+            cell is predicted (patches of few pixels) are left out.
         """
         error = prediction.to(target.dtype) - target
         fine = error.square().mean()
         plane = self._image(error, grid)
         known = self._image(torch.ones_like(error[:1]), grid)[:, :1]
         scales = {}
+        hidden = self.cluster_size * self.patch_size
         for s in SCALES:
+            rows, columns = plane.shape[-2] // s, plane.shape[-1] // s
+            # The first cluster's corner holds ceil(hidden / s) cells along either side.
+            if min(rows, columns) == 0 or max(rows, columns) <= math.ceil(hidden / s):
+                continue
             # Averaging is linear: the pooled error is the error of the pooled images.
             cells = F.avg_pool2d(plane, s).square()
             valid = (F.avg_pool2d(known, s) > 1 - 0.5 / s**2).to(cells.dtype)

@@ -11,6 +11,7 @@ and width are free: every stride-2 step gives ``ceil(size / 2)``.
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, get_args
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from rsmamba.errors import ConfigError
 from rsmamba.models.checkpoints.published import convert
+from rsmamba.models.options import check_positive, drop_path_rates
 from rsmamba.models.registry import create, default_cfg
 from rsmamba.models.spatial_mamba_layers import (
     Padding,
@@ -37,6 +39,22 @@ __all__ = [
     "spatial_mamba_small",
     "spatial_mamba_tiny",
 ]
+
+#: timm's poolings of maps; those without "fast" go through torch's adaptive modules.
+_POOLS = ("avg", "max", "avgmax", "catavgmax",
+          "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")  # fmt: skip
+
+
+def check_pool(global_pool: str, num_classes: int) -> None:
+    """Refuse poolings that timm does not have for maps, and a classifier without pooling.
+
+    Raises:
+        ConfigError: If it is one of these.
+    """
+    if global_pool and global_pool not in _POOLS:
+        raise ConfigError(f"global_pool={global_pool!r}: choose one of {', '.join(_POOLS)}")
+    if num_classes and not global_pool:
+        raise ConfigError("global_pool='' needs num_classes=0; or choose 'avg'")
 
 
 class SpatialMamba(nn.Module):
@@ -59,7 +77,7 @@ class SpatialMamba(nn.Module):
             dense models have. ``features_only=True`` switches it on.
 
     Raises:
-        ConfigError: For another ``fusion_padding``.
+        ConfigError: For another ``fusion_padding`` or ``global_pool``, and numbers out of range.
     """
 
     def __init__(
@@ -81,6 +99,10 @@ class SpatialMamba(nn.Module):
             raise ConfigError(
                 f"fusion_padding={fusion_padding!r} is unknown; use 'replicate' or 'zeros'"
             )
+        if not depths or min(depths) < 1:
+            raise ConfigError(f"depths={tuple(depths)}: give every level at least one block")
+        check_positive(in_chans=in_chans, embed_dim=embed_dim)
+        check_pool(global_pool, num_classes)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -92,11 +114,13 @@ class SpatialMamba(nn.Module):
         ]
 
         self.stem = Stem(in_chans, embed_dim)
-        # On the CPU even where the model is built on the meta device: rates are numbers.
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        per_level = [list(islice(rates, depth)) for depth in depths]
         self.stages = nn.ModuleList(
-            SpatialMambaStage(dim_in, dim, mlp_ratio, drop_path.tolist(), fusion_padding)
-            for dim_in, dim, drop_path in zip([embed_dim, *widths[:-1]], widths, rates, strict=True)
+            SpatialMambaStage(dim_in, dim, mlp_ratio, drop_path, fusion_padding)
+            for dim_in, dim, drop_path in zip(
+                [embed_dim, *widths[:-1]], widths, per_level, strict=True
+            )
         )
         self.level_norms = nn.ModuleList(
             nn.LayerNorm(width) if level_norms else nn.Identity() for width in widths
@@ -147,9 +171,13 @@ class SpatialMamba(nn.Module):
         Args:
             num_classes: Outputs, 0 for pooled features.
             global_pool: New pooling; by default the present one stays.
+
+        Raises:
+            ConfigError: For an unknown pooling, or none with classes.
         """
-        self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
+        check_pool(pool, num_classes)
+        self.num_classes = num_classes
         self.global_pool, head = create_classifier(self.num_features, num_classes, pool_type=pool)
         weight = self.stem.conv1.conv.weight
         self.head = head.to(device=weight.device, dtype=weight.dtype)
@@ -163,7 +191,8 @@ class SpatialMamba(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        output_dict: bool = False,
+    ) -> Any:
         """Levels of the pyramid, after their own norms where the model has them.
 
         Args:
@@ -173,10 +202,13 @@ class SpatialMamba(nn.Module):
             stop_early: Leave out levels behind the last one asked for.
             output_fmt: ``"NCHW"`` or ``"NHWC"``.
             intermediates_only: Return the list only.
+            output_dict: Return a dictionary of ``"image_intermediates"`` and, unless
+                ``intermediates_only``, ``"image_features"``.
 
         Returns:
             The levels, at 1/4, 1/8, 1/16 and 1/32 of the resolution (rounded up); preceded by
-            the final features (B, C, h, w) unless ``intermediates_only``.
+            the final features (B, C, h, w) unless ``intermediates_only``: those of the last level
+            that was run, normalised if it is the model's last.
 
         Raises:
             ConfigError: For another ``output_fmt``.
@@ -184,12 +216,12 @@ class SpatialMamba(nn.Module):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f"output_fmt={output_fmt!r} is unknown; use NCHW or NHWC")
         wanted, deepest = feature_take_indices(len(self.stages), indices)
-        last = len(self.stages) - 1
+        # As built: the final norm is as wide as that level, and pruning may have removed it.
+        last = len(self.feature_info) - 1
         levels: list[Tensor] = []
         x = self.stem(x)
-        for index, stage in enumerate(self.stages):
-            if stop_early and index > deepest:
-                break
+        index = 0
+        for index, stage in enumerate(self.stages[: deepest + 1] if stop_early else self.stages):
             x = stage(x)
             if index in wanted:
                 level = self.level_norms[index](x)
@@ -197,10 +229,13 @@ class SpatialMamba(nn.Module):
                     level = self.norm(level)
                 levels.append(level if output_fmt == "NHWC" else to_nchw(level))
         if intermediates_only:
-            return levels
+            return {"image_intermediates": levels} if output_dict else levels
         if index == last:
             x = self.norm(self.level_norms[index](x))
-        return to_nchw(x), levels
+        final = to_nchw(x)
+        if output_dict:
+            return {"image_intermediates": levels, "image_features": final}
+        return final, levels
 
     def prune_intermediate_layers(
         self,
@@ -228,7 +263,7 @@ class SpatialMamba(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
-        return wanted
+        return sorted(set(wanted))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to normalised (B, C, ceil(H / 32), ceil(W / 32))."""

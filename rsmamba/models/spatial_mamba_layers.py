@@ -147,6 +147,9 @@ class SpatialMambaMixer(nn.Module):
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         # No copy where the convolution keeps channels last; it need not, on other devices.
         x = to_nhwc(F.silu(self.conv(to_nchw(x)))).contiguous()
+        if x.shape[0] == 0:
+            # Any strides count as contiguous where there is nothing; the scan wants them in order.
+            x = x.new_empty(x.shape)
         dt, B, C = self.x_proj(x).split([self.dt_rank, 1, 1], dim=-1)
         # The bias enters inside the scan, in float32: under autocast a 16-bit sum would round the
         # step size before softplus.
@@ -221,7 +224,7 @@ class SpatialMambaStage(nn.Module):
         """(B, H, W, dim_in) to the level's (B, H', W', dim)."""
         x = self.downsample(x)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
+            if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)

@@ -224,6 +224,48 @@ def test_a_rectangular_position_embedding_is_used_as_it_is():
     resized = model.position((6, 10))
     # The class token's row moves to the middle of the new table, unchanged.
     torch.testing.assert_close(resized[:, 30], model.pos_embed[:, 7])
+    # In slot M // 2 where M is odd as well: on 5 x 7, row 17 of 36.
+    torch.testing.assert_close(model.position((5, 7))[:, 17], model.pos_embed[:, 7])
+
+
+def test_an_odd_grid_keeps_the_class_token_in_its_slot_all_the_way():
+    """Fifteen patches: seven before the token, eight after it."""
+    model = tiny(img_size=(48, 80)).eval()
+    with torch.no_grad():
+        model.pos_embed.zero_()
+        model.cls_token.fill_(7.0)
+        tokens, grid = model.embed(torch.zeros(1, 3, 48, 80))
+        assert grid == (3, 5)
+        assert (tokens[0] == 7).all(dim=1).nonzero().flatten().tolist() == [7]
+        assert (model._prefix_first(tokens)[0, 0] == 7).all()
+
+
+@pytest.mark.parametrize("name", ["roma_tiny_patch16", "roma_tiny_patch16_pyramid"])
+def test_the_input_size_can_be_set_for_good(name):
+    model, x = tiny(name, num_classes=3).eval(), torch.randn(1, 3, 48, 80)
+    with torch.no_grad():
+        before = model(x)
+        model.set_input_size(img_size=(48, 80), patch_size=16)
+        assert model.grid_size == (3, 5) and model.pos_embed.shape == (1, 16, 32)
+        assert model.pos_embed.requires_grad and "pos_embed" in dict(model.named_parameters())
+        torch.testing.assert_close(model(x), before)
+        model.set_input_size()
+        assert model.grid_size == (3, 5)
+    with pytest.raises(ConfigError, match="patch_size=8"):
+        model.set_input_size(patch_size=8)
+
+
+def test_a_dictionary_of_intermediates_holds_the_class_tokens_if_asked():
+    model, x = tiny().eval(), torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        pairs = model.forward_intermediates(x, return_prefix_tokens=True, intermediates_only=True)
+        named = model.forward_intermediates(x, return_prefix_tokens=True, output_dict=True)
+    torch.testing.assert_close(named["image_intermediates"], [patches for patches, _ in pairs])
+    prefixes = named["image_intermediates_prefix"]
+    torch.testing.assert_close(prefixes, [prefix for _, prefix in pairs])
+    bare = tiny(class_token=False, global_pool="avg")
+    result = bare.forward_intermediates(x, return_prefix_tokens=True, output_dict=True)
+    assert set(result) == {"image_intermediates", "image_features"}
 
 
 def test_many_bands_and_other_patch_sizes():
@@ -236,6 +278,7 @@ def test_drop_path_grows_linearly_and_reaches_its_rate():
     model = tiny(drop_path_rate=0.3, depth=4)
     rates = [getattr(b.drop_path, "drop_prob", 0.0) for b in model.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert tiny(drop_path_rate=0.3, depth=1).blocks[0].drop_path.drop_prob == 0.3
 
 
 def test_steps_start_between_a_thousandth_and_a_tenth_in_all_directions():
@@ -246,6 +289,13 @@ def test_steps_start_between_a_thousandth_and_a_tenth_in_all_directions():
         torch.testing.assert_close(-scan.A_log.exp()[3], -torch.arange(1.0, 17.0))
 
 
+def test_step_projections_start_within_the_inverse_root_of_their_rank():
+    bound = 12**-0.5  # of width 192
+    for scan in MambaMixer(192).scans:
+        assert 0.9 * bound < scan.dt_proj.weight.abs().max() <= bound
+        assert abs(float(scan.dt_proj.weight.detach().std()) - bound / 3**0.5) < 0.05 * bound
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -253,6 +303,10 @@ def test_steps_start_between_a_thousandth_and_a_tenth_in_all_directions():
         ({"global_pool": "max"}, "global_pool='max'"),
         ({"class_token": False}, "needs class_token=True"),
         ({"output_stride": 16}, "no dilated form"),
+        ({"depth": 0}, "depth=0"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"img_size": (64,)}, "img_size="),
+        ({"img_size": 0}, "img_size=0"),
     ],
 )
 def test_contradicting_options_are_refused(options, message):

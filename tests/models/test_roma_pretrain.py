@@ -1,5 +1,8 @@
 """RoMA's pretraining: golden values, the multi-scale loss, sizes, reconstruction."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import timm
@@ -185,6 +188,67 @@ def test_the_loss_is_the_fine_one_and_a_tenth_of_each_scale():
     expected = output.loss_fine + 0.1 * sum(output.loss_scales.values())
     torch.testing.assert_close(output.loss, expected)
     assert tuple(output.loss_scales) == SCALES
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "scales"),
+    [
+        (8, 2, {2}),
+        (12, 2, {2, 3, 6}),
+        (6, 1, {2, 3}),
+        (24, 4, {2, 3, 6}),
+        ((4, 8), 2, {2}),
+        (4, 1, {2}),
+        (3, 1, set()),
+    ],
+)
+def test_scales_without_a_whole_predicted_cell_are_left_out(size, patch, scales):
+    cluster = 1 if size == 3 else 2
+    model = small(img_size=size, patch_size=patch, cluster_size=cluster)
+    sides = (size, size) if isinstance(size, int) else size
+    output = model(torch.randn(2, 3, *sides))
+    assert set(output.loss_scales) == scales
+    assert output.loss.isfinite() and all(v.isfinite() for v in output.loss_scales.values())
+    expected = output.loss_fine + 0.1 * sum(output.loss_scales.values())
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_left_out_are_exactly_the_scales_whose_term_would_be_empty():
+    """On small sizes: of pooled images with unknowns as NaN, a number is left or is not."""
+    for patch, cluster, rows, columns in itertools.product((1, 2, 3), (1, 2), (1, 2, 3), (2, 3)):
+        unit = patch * cluster
+        model = small(
+            img_size=(unit * rows, unit * columns), patch_size=patch, cluster_size=cluster, depth=1
+        )
+        grid = (cluster * rows, cluster * columns)
+        target = torch.randn(1, math.prod(grid) - cluster**2, 3 * patch**2)
+        known = torch.ones(1, 1, unit * rows, unit * columns)
+        known[..., :unit, :unit] = float("nan")
+        expected = {
+            s for s in SCALES
+            if min(known.shape[2:]) >= s
+            and not torch.nn.functional.avg_pool2d(known, s).isnan().all()
+        }  # fmt: skip
+        assert set(model.losses(target, target, grid)[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cluster_size": 0}, "cluster_size=0"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"depth": 0}, "depth=0"),
+        ({"decoder_depth": 0}, "decoder_depth=0"),
+        ({"decoder_heads": 5}, "decoder_heads=5 does not divide"),
+        ({"img_size": (96,)}, "img_size="),
+        ({"in_chans": 1, "patch_size": 1}, "one value"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**options)
 
 
 def test_the_target_image_may_differ_from_the_input():

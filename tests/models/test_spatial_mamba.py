@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
 import rsmamba.models
-from rsmamba.errors import CheckpointError, ConfigError
+from rsmamba.errors import BandMismatchError, CheckpointError, ConfigError
 from rsmamba.models import SpatialMamba
 from rsmamba.models.spatial_mamba import checkpoint_filter_fn, convert_state_dict
 from rsmamba.models.spatial_mamba_layers import StateFusion
@@ -218,6 +218,13 @@ def test_fusion_padding_reaches_every_mixer_and_training_and_evaluation_agree(pa
 def test_unknown_options_are_refused_by_name():
     with pytest.raises(ConfigError, match="reflect"):
         small(fusion_padding="reflect")
+    for pool in ("token", ""):
+        with pytest.raises(ConfigError, match=f"global_pool='{pool}'"):
+            small(global_pool=pool)
+        with pytest.raises(ConfigError, match=f"global_pool='{pool}'"):
+            small().reset_classifier(3, pool)
+    with pytest.raises(ConfigError, match="depths"):
+        small(depths=(1, 0, 1, 1))
     with pytest.raises(ConfigError, match="output_stride=16"):
         timm.create_model("spatial_mamba_tiny", features_only=True, output_stride=16)
 
@@ -308,6 +315,8 @@ def test_drop_path_rises_linearly_to_its_value():
     model = small(drop_path_rate=0.3)
     rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.0, 0.075, 0.15, 0.225, 0.3])
+    single = small(drop_path_rate=0.3, depths=(1,))
+    assert [m.drop_prob for m in single.modules() if isinstance(m, DropPath)] == [0.3]
     model.train()
     image = torch.randn(8, 3, 32, 32)
     assert not torch.equal(model(image), model(image))
@@ -427,18 +436,15 @@ def test_local_weights_load_through_timm_in_either_naming(tmp_path):
     assert torch.equal(model.head.weight, published["head.weight"])
     torch.save(model.state_dict(), tmp_path / "own.pth")
     overlay = {"file": str(tmp_path / "own.pth")}
-    dense = timm.create_model(
-        "spatial_mamba_tiny",
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        features_only=True,
-        in_chans=4,
-    )
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "features_only": True}
+    dense = timm.create_model("spatial_mamba_tiny", **options)
     key = "layers.2.blocks.7.self_attention.state_fusion.kernel_3_1"
     kernel = dense.model.stages[2].blocks[7].mixer.fusion.kernel_3
     assert torch.equal(kernel, published[key].squeeze(1))
-    assert dense.model.stem.conv1.conv.weight.shape[1] == 4
     assert torch.equal(dense.model.level_norms[3].weight, torch.ones(512))
+    # A fourth band whose weights would be guessed.
+    with pytest.raises(BandMismatchError, match="3 bands"):
+        timm.create_model("spatial_mamba_tiny", in_chans=4, **options)
 
 
 def test_filter_keeps_foreign_tensors_visible():

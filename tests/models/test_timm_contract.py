@@ -168,6 +168,77 @@ def test_pruning_shortens_the_model_and_keeps_what_is_left(name):
     torch.testing.assert_close(after, before)
 
 
+def deep_parts(model):
+    """What intermediates count: blocks, or the levels of Spatial-Mamba."""
+    return model.stages if hasattr(model, "stages") else model.blocks
+
+
+def calls_of(module):
+    """A list that grows with every forward pass of a module, recomputed ones included."""
+    calls = []
+    module.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("indices", [[2], [0, 2], [0], [3], 1, None])
+@pytest.mark.parametrize("options", [{}, {"norm": True}, {"output_dict": True}])
+def test_an_early_stop_changes_no_intermediate_and_leaves_out_the_rest(name, indices, options):
+    model = create(name).eval()
+    calls = [calls_of(part) for part in deep_parts(model)]
+    x = images()
+    with torch.no_grad():
+        whole = model.forward_intermediates(x, indices, **options)
+        assert all(len(c) == 1 for c in calls)
+        early = model.forward_intermediates(x, indices, stop_early=True, **options)
+    if "output_dict" in options:
+        whole, early = (tuple(r[k] for k in ("image_features", "image_intermediates"))
+                        for r in (whole, early))  # fmt: skip
+    for a, b in zip(early[1], whole[1], strict=True):
+        torch.testing.assert_close(a, b)
+    last = 3 if not isinstance(indices, list) or "pyramid" in name else indices[-1]
+    assert [len(c) for c in calls] == [2 if i <= last else 1 for i in range(len(calls))]
+    if last == 3:
+        torch.testing.assert_close(early[0], whole[0])
+    assert early[0].isfinite().all()
+
+
+def test_a_pruned_model_still_gives_intermediates_and_an_end(name):
+    model = create(name).eval()
+    x = images()
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, [0, 2], intermediates_only=True)
+        assert list(model.prune_intermediate_layers([2, 0])) == [0, 2]
+        for stop_early in (False, True):
+            end, maps = model.forward_intermediates(x, [0, 2], stop_early=stop_early)
+            for a, b in zip(maps, expected, strict=True):
+                torch.testing.assert_close(a, b)
+            assert end.isfinite().all()
+        assert len(model.forward_intermediates(x, intermediates_only=True)) == 3  # all that is left
+
+
+def test_intermediates_come_as_a_dictionary_too(name):
+    model = create(name).eval()
+    x = images()
+    with torch.no_grad():
+        end, maps = model.forward_intermediates(x, [1, 2])
+        named = model.forward_intermediates(x, [1, 2], output_dict=True)
+        alone = model.forward_intermediates(x, [1, 2], output_dict=True, intermediates_only=True)
+    assert set(named) == {"image_intermediates", "image_features"}
+    assert set(alone) == {"image_intermediates"}
+    torch.testing.assert_close(named["image_features"], end)
+    torch.testing.assert_close(named["image_intermediates"], maps)
+    torch.testing.assert_close(alone["image_intermediates"], maps)
+
+
+def test_the_order_of_asked_levels_does_not_matter(name):
+    sorted_, mixed = (create(name, features_only=True, out_indices=i) for i in ((0, 1), (1, 0)))
+    assert mixed.feature_info.reduction() == sorted_.feature_info.reduction()
+    assert mixed.feature_info.channels() == sorted_.feature_info.channels()
+    with torch.no_grad():
+        for a, b in zip(mixed.eval()(images()), sorted_.eval()(images()), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_any_number_of_bands(name):
     model = create(name, in_chans=13, num_classes=2)
     stem = model.get_submodule(model.default_cfg["first_conv"])
@@ -208,6 +279,40 @@ def test_checkpointing_keeps_output_and_gradients(name):
     torch.testing.assert_close(again, y)
     for key, gradient in first.items():
         torch.testing.assert_close(second[key], gradient, msg=key)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_checkpointing_recomputes_wherever_there_are_gradients(name, train):
+    """In evaluation too: a backbone with frozen statistics is trained in that mode."""
+    model = create(name, num_classes=3).train(train)
+    first = deep_parts(model)[0]
+    calls = calls_of(first.blocks[0] if hasattr(first, "blocks") else first)
+    model.set_grad_checkpointing()
+    with torch.no_grad():
+        model(images())
+    assert len(calls) == 1
+    model(images()).sum().backward()
+    assert len(calls) == 3
+
+
+def test_an_empty_batch_gives_no_logits(name):
+    model = create(name, num_classes=5).eval()
+    with torch.no_grad():
+        assert model(images(0, 3, 64, 64)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1"),
+        ({"in_chans": 0}, "in_chans=0"),
+        ({"embed_dim": 0}, "embed_dim=0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        create(name, **options)
 
 
 def test_a_model_built_on_meta_takes_weights_by_assignment(name):
@@ -257,6 +362,22 @@ def test_it_exports(name):
     program = torch.export.export(model, (images(),))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(images()), model(images()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sides", [False, True])
+def test_it_exports_for_any_batch_and_size(name, sides):
+    from torch.export import Dim
+
+    model = create(name, num_classes=4).eval()
+    dynamic = {0: Dim.DYNAMIC} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if sides else {})
+    program = torch.export.export(model, (images(2, 3, 64, 96),), dynamic_shapes=(dynamic,))
+    # 224 is the size that the position embedding is made for.
+    sizes = [(96, 128), (50, 71), (224, 224)] if sides else [(64, 96)]
+    with torch.no_grad():
+        for batch, size in zip((5, 1, 2), sizes, strict=False):
+            x = images(batch, 3, *size)
+            torch.testing.assert_close(program.module()(x), model(x))
 
 
 def test_a_dilated_form_is_refused_by_name(name):
