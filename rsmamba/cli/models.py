@@ -56,9 +56,9 @@ def select(pattern: str) -> list[str]:
     """
     names = our_models()
     wildcard = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    if found := [name for name in names if fnmatch(name, wildcard)]:
+    if found := [name for name in names if fnmatch(name, wildcard.lower())]:
         return found
-    near = get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.4)
+    near = get_close_matches(pattern.strip("*").lower(), names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else "`rsmamba models` lists them"
     raise UnknownModelError(f"no model is called {pattern!r}: {hint}")
 

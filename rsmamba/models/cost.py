@@ -43,6 +43,8 @@ from rsmamba.models.pyramid import RoMAPyramid
 __all__ = ["Cost", "cost", "counter", "multiply_adds"]
 
 _Shape = Sequence[int]
+#: Beyond it torch cannot number the elements of a feature map.
+_LARGEST = 2**18
 
 
 @register_flop_formula(torch.ops.rsmamba.conv1d_silu)
@@ -116,8 +118,8 @@ def multiply_adds(model: nn.Module, size: int | tuple[int, int], in_chans: int =
         ConfigError: If the size is not positive.
     """
     height, width = to_2tuple(size)
-    if min(height, width) < 1:
-        raise ConfigError(f"size={size}: give a positive number of pixels")
+    if min(height, width) < 1 or max(height, width) > _LARGEST:
+        raise ConfigError(f"size={size}: give a positive number of pixels, at most {_LARGEST}")
     shapes = {name: tensor.to("meta") for name, tensor in model.named_parameters()}
     shapes |= {name: tensor.to("meta") for name, tensor in model.named_buffers()}
     image = torch.empty(1, in_chans, height, width, device="meta")

@@ -1,5 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 
+import rsmamba
 from rsmamba.cli import main
 from rsmamba.errors import DataNotFoundError
 
@@ -107,3 +111,10 @@ def test_an_unknown_operator_backend_is_a_users_error(capsys, monkeypatch):
     message = one_line(capsys)
     assert "RSMAMBA_KERNELS=fast" in message
     assert "choose one of" in message
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "rsmamba", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, f"rsmamba {rsmamba.__version__}")

@@ -37,6 +37,7 @@ def test_the_figures_of_a_model(capsys):
     [
         ("roma_tiny", ["roma_tiny_patch16", "roma_tiny_patch16_pyramid"]),
         ("roma_tiny_patch1?", ["roma_tiny_patch16"]),
+        ("Spatial_Mamba_T", ["spatial_mamba_tiny"]),
         ("*_base", ["spatial_mamba_base"]),
     ],
 )

@@ -1,0 +1,5 @@
+"""``python -m rsmamba``: the command line without its script."""
+
+from rsmamba.cli.main import main
+
+main()
