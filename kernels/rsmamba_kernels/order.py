@@ -90,7 +90,7 @@ def path_index(
     Returns:
         (L,) int64 permutation.
     """
-    length = height * width + (slot >= 0)
+    length = height * width + (1 if slot >= 0 else 0)
     index = torch.arange(length, device=device)
     if order >= 2:
         at = slot if slot >= 0 else length

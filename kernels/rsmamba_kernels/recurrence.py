@@ -21,7 +21,13 @@ def linear_recurrence(decay: Tensor, drive: Tensor) -> Tensor:
     Returns:
         (B, L, ...) states, differentiable in both arguments, any number of times.
     """
-    states: Tensor = _LinearRecurrence.apply(decay, drive, False)
+    return _recur(decay, drive, False)
+
+
+def _recur(decay: Tensor, drive: Tensor, adjoint: bool) -> Tensor:
+    # Dynamo follows no function that has forward-mode derivatives.
+    function = _LinearRecurrence if torch.compiler.is_compiling() else _WithTangents
+    states: Tensor = function.apply(decay, drive, adjoint)
     return states
 
 
@@ -40,13 +46,12 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
         ctx.adjoint = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         decay, states = ctx.saved_tensors
-        to_drive = _LinearRecurrence.apply(decay, grad, not ctx.adjoint)
+        to_drive = _recur(decay, grad, not ctx.adjoint)
         if not ctx.needs_input_grad[0]:
             return None, to_drive, None
         first = torch.zeros_like(states[:, :1])
@@ -54,6 +59,26 @@ class _LinearRecurrence(torch.autograd.Function):
             to_drive[:, :-1] * states[:, 1:] if ctx.adjoint else to_drive[:, 1:] * states[:, :-1]
         )
         return torch.cat([first, pairs], dim=1), to_drive, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], *args: Any
+    ) -> tuple[Tensor, int]:
+        """Mapped dimensions join the channels, which are independent anyway."""
+        decay, drive = (
+            t.unsqueeze(-1).expand(*t.shape, info.batch_size) if at is None else t.movedim(at, -1)
+            for t, at in zip(args[:2], in_dims[:2], strict=True)
+        )
+        return _recur(decay, drive, args[2]), -1
+
+
+class _WithTangents(_LinearRecurrence):
+    """The same with forward-mode derivatives: the recurrence again, driven by the changes."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _LinearRecurrence.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
     def jvp(
@@ -67,18 +92,7 @@ class _LinearRecurrence(torch.autograd.Function):
                 drive = drive + torch.cat([decay_tangent[:, 1:] * states[:, 1:], edge], dim=1)
             else:
                 drive = drive + torch.cat([edge, decay_tangent[:, 1:] * states[:, :-1]], dim=1)
-        return _LinearRecurrence.apply(decay, drive, ctx.adjoint)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, int | None, None], *args: Any
-    ) -> tuple[Tensor, int]:
-        """Mapped dimensions join the channels, which are independent anyway."""
-        decay, drive = (
-            t.unsqueeze(-1).expand(*t.shape, info.batch_size) if at is None else t.movedim(at, -1)
-            for t, at in zip(args[:2], in_dims[:2], strict=True)
-        )
-        return _LinearRecurrence.apply(decay, drive, args[2]), -1
+        return _recur(decay, drive, ctx.adjoint)
 
 
 def _states(decay: Tensor, drive: Tensor, adjoint: bool) -> Tensor:

@@ -67,14 +67,15 @@ def test_the_custom_operation_has_the_references_gradients(name):
         torch.testing.assert_close(got, expected)
 
 
-def test_it_compiles_in_one_graph_with_gradients(operator):
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_it_compiles_in_one_graph_with_gradients(operator, backend):
     function, inputs = operator
-    wanted, wanted_grads = run(function, inputs, None)
+    wanted, wanted_grads = run(function, inputs, backend)
     torch.compiler.reset()
     compiled = torch.compile(
         lambda **kwargs: function(**kwargs), fullgraph=True, backend="aot_eager"
     )
-    y, grads = run(compiled, inputs, None)
+    y, grads = run(compiled, inputs, backend)
     torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, wanted_grads[name], rtol=1e-4, atol=1e-4)
@@ -121,12 +122,13 @@ def test_an_exported_program_runs_where_the_kernels_are_missing(monkeypatch, tmp
     torch.testing.assert_close(program.module()(**inputs), wanted)
 
 
-@needs_library
-def test_one_graph_serves_images_of_many_sizes():
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_one_graph_serves_images_of_many_sizes(backend):
     def convolve(image, weight):
-        grid = image.shape[1:3]
-        return conv1d_silu(image.flatten(1, 2), weight, orders=(0, 2), grid=grid)
+        path = {"orders": (0, 2), "grid": image.shape[1:3], "backend": backend}
+        return conv1d_silu(image.flatten(1, 2), weight, **path)
 
+    torch.compiler.reset()
     compiled = torch.compile(convolve, backend="aot_eager", fullgraph=True, dynamic=True)
     weight = randn(2, 8, 4)
     with torch._dynamo.config.patch(error_on_recompile=True):
