@@ -213,7 +213,7 @@ def _facts(
         present[0].device.type,
         tuple(t.dtype for t in present),
         any(t.numel() == 0 for t in present),
-        not compiling and any(_is_wrapped(t) for t in present),
+        not compiling and (torch.jit.is_tracing() or any(map(_is_wrapped, present))),
         compiling,
         () if compiling else tuple(tuple(t.shape) for t in present),
     )
@@ -221,10 +221,8 @@ def _facts(
 
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether operations on the tensor are recorded or transformed instead of done."""
-    return (
-        torch.jit.is_tracing()
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or (
+        forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
     )
 
 

@@ -201,10 +201,13 @@ def _choose(operator: str, request: Request, name: str | None) -> tuple[Backend,
     if wished:
         name = os.environ.get(ENVIRONMENT) or AUTOMATIC
     source = f"{ENVIRONMENT}={name}" if wished else f"backend={name!r}"
-    everywhere = {known for other in _REGISTRY.values() for known in other.backends}
-    if name != AUTOMATIC and name not in (everywhere if wished else backends):
-        known = ", ".join([AUTOMATIC, *sorted(everywhere if wished else backends)])
-        raise BackendError(f"{source}: {operator} has no such backend; choose one of {known}")
+    if name != AUTOMATIC and name not in backends:
+        # A wish may name a backend that other operators have.
+        everywhere = {known for other in _REGISTRY.values() for known in other.backends}
+        candidates = everywhere if wished else set(backends)
+        if name not in candidates:
+            known = ", ".join([AUTOMATIC, *sorted(candidates)])
+            raise BackendError(f"{source}: {operator} has no such backend; choose one of {known}")
     reason = f"fastest available on {request.device}"
     if name in backends:
         why = backends[name].refuses(request)
@@ -246,8 +249,10 @@ def _problem(operator: str, backend: Backend, device: str) -> str:
     """What the trial against the reference found; it is made once, while others wait for it."""
     known = _REGISTRY[operator].problems
     key = backend.name, device
+    if key in known:
+        return known[key]
     if getattr(_TRIAL, "runs", False):
-        return known.get(key, "")  # the trial itself may use operators
+        return ""  # the trial itself may use operators
     with _ONE_TRIAL:
         if key not in known:
             found = outside(lambda: _try(operator, backend, device))

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsmamba_kernels.checks import is_set
+
 #: What the kernels load and store, and Triton's names for it; they compute in float32.
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -36,7 +38,7 @@ _OLDEST_CUDA = (8, 0)
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU; it must be set before the import."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+    return is_set("TRITON_INTERPRET")
 
 
 def refuses(device_type: str, dtypes: tuple[torch.dtype, ...]) -> str | None:

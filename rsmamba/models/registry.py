@@ -5,6 +5,7 @@ and everything that asks timm for a pretrained model can then have it by that na
 ``weights: true``, segmentation_models_pytorch's ``tu-`` encoders, terratorch.
 """
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ __all__ = ["create", "default_cfg", "serve_weights"]
 
 _LOG = logging.getLogger(__name__)
 
+_Served = tuple[str, tuple[str, ...] | None]
 #: ``architecture.tag`` -> file and the names of the bands that models are built for.
-_SERVED: dict[str, tuple[str, tuple[str, ...] | None]] = {}
+_SERVED: dict[str, _Served] = {}
 
 
 def default_cfg(first_conv: str, **kwargs: Any) -> dict[str, Any]:
@@ -103,9 +105,8 @@ def create(
             "none, such as unet or upernet"
         )
     tag, overlay = kwargs.get("pretrained_cfg"), dict(kwargs.get("pretrained_cfg_overlay") or {})
-    served: tuple[str, tuple[str, ...] | None] | None = None
-    if overlay.get("file"):
-        served = overlay.pop("file"), None
+    file = overlay.pop("file", None)
+    served: _Served | None = (file, None) if file else None
     if isinstance(tag, str):
         served = _SERVED.get(f"{variant}.{tag}", served)
         del kwargs["pretrained_cfg"]
@@ -115,33 +116,36 @@ def create(
             f"rsmamba.models.serve_weights('{variant}.{tag or 'mine'}', FILE)"
         )
     kwargs["pretrained_cfg_overlay"] = overlay or None
-    if not pretrained:
-        served = None
-    if served is not None:
-        kwargs = _options_of(served[0]) | kwargs
+    local = served if pretrained else None
+    if local is not None:
+        kwargs = _options_of(model_cls, local[0]) | kwargs
     model = build_model_with_cfg(
         model_cls,
         variant,
-        pretrained and served is None,
+        pretrained and local is None,
         pretrained_filter_fn=filter_fn,
         feature_cfg={"out_indices": levels, "feature_cls": "getter"},
         **kwargs,
     )
-    if served is not None:
-        backbone = model.get_submodule("model") if kwargs.get("features_only") else model
-        _load(backbone, *served)
+    if local is not None:
+        _load(model.get_submodule("model") if kwargs.get("features_only") else model, *local)
     return model
 
 
-def _options_of(path: str) -> dict[str, Any]:
+def _options_of(model_cls: type[nn.Module], path: str) -> dict[str, Any]:
     """What a file's spec says of the model, and its tensors do not."""
-    from rsmamba.models.checkpoints import read_spec
+    name = "fusion_padding"
+    if name not in inspect.signature(model_cls).parameters:
+        return {}
+    from rsmamba.models.checkpoints.hub import locate
+    from rsmamba.models.checkpoints.loading import spec_option
+    from rsmamba.models.checkpoints.reading import read_spec
 
     try:
-        options = read_spec(path).task_kwargs
-    except RsmambaError:  # none, or one that load_backbone will report
+        value = spec_option(read_spec(locate(path)), name)
+    except RsmambaError:  # no spec, or a file of which load_backbone will say what is wrong
         return {}
-    return {key: options[key] for key in ("fusion_padding",) if key in options}
+    return {} if value is None else {name: value}
 
 
 def _load(backbone: Any, path: str, bands: tuple[str, ...] | None) -> None:

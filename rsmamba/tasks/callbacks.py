@@ -112,8 +112,8 @@ class Register(WriteModelSpec):
         expected = input_bands(pl_module)
         data = getattr(trainer, "datamodule", None)
         bands = tuple(self.bands or getattr(data, "bands", None) or ())
-        if bands and expected and len(expected) % len(bands) == 0:
-            dates = len(expected) // len(bands)
+        if bands and expected:
+            dates = max(1, len(expected) // len(bands))
             check_bands(bands * dates, expected, "the data", remedy=_REMEDY)
         try:
             self._spec(trainer, pl_module)

@@ -268,6 +268,15 @@ def test_what_was_loaded_is_said_and_the_specs_padding_is_taken(tmp_path, caplog
     assert {m.padding for m in other.modules() if hasattr(m, "kernel_5")} == {"replicate"}
 
 
+def test_a_file_of_another_family_is_refused_by_name(tmp_path):
+    source = timm.create_model("spatial_mamba_tiny", num_classes=0)
+    spec = replace(SPEC, architecture="spatial_mamba_tiny", task_kwargs={"fusion_padding": "zeros"})
+    save_safetensors(source, spec, tmp_path / "spatial.safetensors")
+    rsmamba.models.serve_weights(f"{TINY}.other", tmp_path / "spatial.safetensors")
+    with pytest.raises(CheckpointError, match="no backbone of this kind"):
+        timm.create_model(f"{TINY}.other", pretrained=True)
+
+
 def test_data_of_other_bands_than_the_weights_stop_before_the_first_step(
     infrared, scenes, tmp_path
 ):
@@ -279,6 +288,9 @@ def test_data_of_other_bands_than_the_weights_stop_before_the_first_step(
     module = Classification(**options)
     data = SimpleNamespace(bands=("red", "green", "blue"))
     with pytest.raises(BandMismatchError, match="Register"):
+        Register().on_fit_start(SimpleNamespace(datamodule=data), module)
+    data.bands += ("nir",)  # another number, that no number of dates explains
+    with pytest.raises(BandMismatchError, match="number of bands"):
         Register().on_fit_start(SimpleNamespace(datamodule=data), module)
 
 

@@ -345,7 +345,7 @@ def _class_token(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[st
     ]
 
 
-def _option(spec: ModelSpec | None, name: str) -> Any:
+def spec_option(spec: ModelSpec | None, name: str) -> Any:
     """An argument of the model that a spec describes; None if it does not say."""
     if spec is None:
         return None
@@ -356,7 +356,7 @@ def _option(spec: ModelSpec | None, name: str) -> Any:
 
 def _grid(found: dict[str, Tensor], spec: ModelSpec | None) -> tuple[int, int] | None:
     """Rows and columns of the file's position embedding, if its spec tells the image size."""
-    size = _option(spec, "img_size") or (spec.image_size if spec is not None else None)
+    size = spec_option(spec, "img_size") or (spec.image_size if spec is not None else None)
     stem = found.get("patch_embed.proj.weight")
     if size is None or stem is None:
         return None
@@ -369,7 +369,7 @@ def _padding(model: nn.Module, source: Source | None, spec: ModelSpec | None) ->
     # spatial_mamba takes the published names from this package.
     from rsmamba.models.spatial_mamba_layers import StateFusion
 
-    theirs = _option(spec, "fusion_padding")
+    theirs = spec_option(spec, "fusion_padding")
     if theirs is None and source == "spatial-mamba":
         theirs = FUSION_PADDING
     ours = next((m.padding for m in model.modules() if isinstance(m, StateFusion)), None)

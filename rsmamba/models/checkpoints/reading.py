@@ -106,18 +106,26 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
         SpecError: If it has no spec or an invalid one.
     """
     path = Path(path)
-    text = _spec_text(path, _content(path, stand_ins=False))
+    _require(path)
+    # The metadata of safetensors are read without the tensors.
+    content = {} if path.suffix == ".safetensors" else _content(path, stand_ins=False)
+    text = _spec_text(path, content)
     if text is None:
         raise SpecError(f"{path} carries no model spec: give one with --spec FILE")
     return ModelSpec.from_json(text)
 
 
-def _content(path: Path, stand_ins: bool) -> dict[Any, Any]:
-    """What was saved, as a plain dict; empty if it is none."""
+def _require(path: Path) -> None:
+    """Refuse a file that is not there or holds nothing."""
     if not path.is_file():
         raise DataNotFoundError(f"no checkpoint at {path}: check the path")
     if not path.stat().st_size:
         raise CheckpointError(f"{path} is empty: copy or download it again")
+
+
+def _content(path: Path, stand_ins: bool) -> dict[Any, Any]:
+    """What was saved, as a plain dict; empty if it is none."""
+    _require(path)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
