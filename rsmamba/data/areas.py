@@ -15,7 +15,8 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError as ProjCRSError
 from shapely.geometry.base import BaseGeometry
 
-from rsmamba.data.images import Region, Scene, grid, some
+from rsmamba.data.images import Region, Scene, grid
+from rsmamba.data.listing import some
 from rsmamba.data.splits import take_share
 from rsmamba.errors import ConfigError, CRSError, DataNotFoundError
 from rsmamba.samples import resolve

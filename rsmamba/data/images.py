@@ -1,11 +1,10 @@
-"""Finding images, opening them, and reading windows of them with their valid pixels.
+"""Opening images and reading windows of them with their valid pixels.
 
 GeoTIFFs are read with rasterio, JPEG and PNG with Pillow, which decodes small files faster and
 reports a truncated JPEG that GDAL reads as grey.
 """
 
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -26,67 +25,14 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor
 
-from rsmamba.errors import BandMismatchError, DataNotFoundError, ImageReadError, one_line
-from rsmamba.samples import resolve
+from rsmamba.data.listing import PHOTO_SUFFIXES, some
+from rsmamba.errors import BandMismatchError, ImageReadError, one_line
 
-RASTER_SUFFIXES = frozenset({".tif", ".tiff"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-IMAGE_SUFFIXES = RASTER_SUFFIXES | PHOTO_SUFFIXES
+#: Mask value of pixels that no loss and no metric counts.
+IGNORE = 255
 
 Pixels = npt.NDArray[Any]
 Valid = npt.NDArray[np.bool_]
-#: Folder, file, glob pattern, "sample:NAME[/rest]", or several of these. The list comes first:
-#: jsonargparse takes the first alternative that fits, and any list can be made a string.
-Paths = Sequence[str | Path] | str | Path
-
-
-def find_files(root: Paths, suffixes: frozenset[str], what: str = "images") -> list[Path]:
-    """All files below folders, of glob patterns, or as listed, sorted and without repetition.
-
-    Args:
-        root: Folder (searched at any depth), file, glob pattern, ``sample:`` path, or several.
-        suffixes: Lower-case suffixes that count in folders and patterns. A file that is named
-            outright is taken whatever its suffix.
-        what: What is looked for, for the message.
-
-    Raises:
-        DataNotFoundError: If a path does not exist, or there is no such file in it.
-    """
-    found: dict[Path, None] = {}
-    for entry in [root] if isinstance(root, str | os.PathLike) else root:
-        path = resolve(entry)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = _with_suffix(path.rglob("*"), suffixes)
-        elif any(c in str(path) for c in "*?["):
-            matches = _with_suffix(_glob(path), suffixes)
-        else:
-            raise DataNotFoundError(f"{entry}: no such file or folder of {what}; check the path")
-        if not matches:
-            raise DataNotFoundError(
-                f"{entry}: no {what} in there; expected files that end in "
-                f"{', '.join(sorted(suffixes))}"
-            )
-        found.update(dict.fromkeys(matches))
-    if not found:
-        raise DataNotFoundError(f"no {what} given: name a folder, a pattern or files")
-    return sorted(found)
-
-
-def _with_suffix(paths: Any, suffixes: frozenset[str]) -> list[Path]:
-    return [
-        p
-        for p in sorted(paths)
-        if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()
-    ]
-
-
-def _glob(pattern: Path) -> list[Path]:
-    """Path.glob takes relative patterns only: split off the part without wildcards."""
-    parts = pattern.parts
-    first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-    return list(Path(*parts[:first]).glob(str(Path(*parts[first:]))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,17 +345,6 @@ def clip(window: Region, region: Region) -> Region:
         min(window.height, region.row + region.height - window.row),
         min(window.width, region.col + region.width - window.col),
     )
-
-
-def some(names: Sequence[str], limit: int = 5) -> str:
-    """A few of many names, for a message of one line."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def common_root(paths: Sequence[Path]) -> Path:
-    """The deepest folder that holds all files: names relative to it are alike on every machine."""
-    return Path(os.path.commonpath([p.parent for p in paths]))
 
 
 def to_display(image: Tensor) -> npt.NDArray[np.float32]:

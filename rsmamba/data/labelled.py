@@ -4,28 +4,19 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import kornia.augmentation as K
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.areas import Part, tiles
-from rsmamba.data.images import (
-    IMAGE_SUFFIXES,
-    Paths,
-    Region,
-    band_names,
-    clip,
-    find_files,
-    grid,
-    same_bands,
-    to_display,
-)
-from rsmamba.data.labels import IGNORE, Classes, Mask, load_labels
+from rsmamba.data.images import IGNORE, Region, band_names, clip, grid, same_bands
+from rsmamba.data.labels import Classes, Mask, load_labels
+from rsmamba.data.listing import IMAGE_SUFFIXES, Paths, find_files
+from rsmamba.data.normalisation import rgb_positions
+from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery
 from rsmamba.data.scenes import BadFiles, open_scenes
 from rsmamba.errors import ConfigError, DataNotFoundError, LabelError
@@ -34,8 +25,6 @@ from rsmamba.errors import ConfigError, DataNotFoundError, LabelError
 MAX_DRAWS = 100
 #: Side of the blocks in which labels are counted.
 COUNT_BLOCK = 1024
-#: Colours of the classes in plots: Okabe and Ito's, safe for colour-blind readers.
-COLOURS = ("#999999", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 
 class LabelledScenes(NonGeoDataset):
@@ -132,6 +121,11 @@ class LabelledScenes(NonGeoDataset):
         view._show(parts, length, seed)
         return view
 
+    @property
+    def endless(self) -> bool:
+        """Whether indices beyond ``len()`` are new windows."""
+        return self.lottery is not None
+
     def __len__(self) -> int:
         """Windows in an epoch."""
         return self.lottery.length if self.lottery is not None else len(self.windows or ())
@@ -224,73 +218,10 @@ class LabelledScenes(NonGeoDataset):
             show_titles: Whether to title the panels.
             suptitle: Title of the figure.
         """
-        panels = [("Image", to_display(sample["image"]))]
-        for key, title in (("mask", "Label"), ("prediction", "Prediction")):
-            if key in sample:
-                panels.append((title, _coloured(sample[key], len(self.classes))))
-        figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
-        for axes, (title, content) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
-            axes.imshow(content, interpolation="nearest")
-            axes.axis("off")
-            if show_titles:
-                axes.set_title(title)
-        handles = [
-            axes.plot([], [], "s", color=COLOURS[i % len(COLOURS)], label=name)[0]
-            for i, name in enumerate(self.classes)
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
-        if suptitle is not None:
-            figure.suptitle(suptitle)
-        return figure
-
-
-def _coloured(mask: Tensor, classes: int) -> np.ndarray:
-    """RGB of a mask; unlabelled pixels are white."""
-    table = np.ones((IGNORE + 1, 3), np.float32)
-    for i in range(classes):
-        table[i] = to_rgb(COLOURS[i % len(COLOURS)])
-    return table[mask.squeeze().cpu().numpy().astype(np.uint8)]
-
-
-class SegmentationAugmentation(nn.Module):
-    """Normalise a batch, then flip, turn, zoom and tint it, image and mask alike.
-
-    Runs on the batch's device with kornia. Zooming out leaves a border: the image is filled with
-    the mean, the mask with 255 (kornia alone would fill it with class 0).
-
-    Args:
-        mean: Mean per band.
-        std: Deviation per band.
-        scale_jitter: Zoom by a factor within 1 / (1 + s) to 1 + s; 0 for none.
-        colour_jitter: Scale and shift of the normalised values within -c to c; 0 for none.
-    """
-
-    def __init__(
-        self, mean: Tensor, std: Tensor, scale_jitter: float = 0.25, colour_jitter: float = 0.1
-    ) -> None:
-        super().__init__()
-        steps: list[Any] = [
-            K.Normalize(mean=mean, std=std),
-            K.RandomHorizontalFlip(p=0.5),
-            K.RandomVerticalFlip(p=0.5),
-            K.RandomRotation90(times=(0, 3), p=1.0),
-        ]
-        if scale_jitter > 0:
-            zoom = (1 / (1 + scale_jitter), 1 + scale_jitter)
-            steps.append(K.RandomAffine(degrees=0, scale=zoom, p=1.0))
-        if colour_jitter > 0:
-            factor = (1 - colour_jitter, 1 + colour_jitter)
-            # On normalised values of any number of bands, which must not be clipped to 0..1.
-            steps.append(K.RandomContrast(contrast=factor, clip_output=False, p=1.0))
-            steps.append(K.RandomBrightness(brightness=factor, clip_output=False, p=1.0))
-        self.steps = K.AugmentationSequential(*steps, data_keys=["input", "mask"])
-
-    def forward(self, batch: Sample) -> Sample:
-        """Augment "image" (B, C, H, W) and "mask" (B, H, W) of a batch."""
-        # Zeros are what kornia fills a mask with: let them stand for "ignore" meanwhile.
-        inverted = (IGNORE - batch["mask"]).unsqueeze(1).float()
-        image, turned = self.steps(batch["image"], inverted)
-        mask = IGNORE - turned.squeeze(1).round().to(batch["mask"].dtype)
-        return {**batch, "image": image, "mask": mask}
+        return plot_samples(
+            [sample],
+            classes=self.classes,
+            rgb=rgb_positions(self.bands),
+            show_titles=show_titles,
+            suptitle=suptitle,
+        )

@@ -1,24 +1,21 @@
 """Data module for a user's own labelled scenes: split by place, augment, count."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import kornia.augmentation as K
-from torch.utils.data import DataLoader
-from torchgeo.datamodules import NonGeoDataModule
-from torchgeo.datasets.utils import Sample
-
 from rsmamba.data.areas import Area, Part, hold_out, inside, tiles, warn_of_overlap
-from rsmamba.data.images import Paths, common_nodata, common_root, median_gsd
-from rsmamba.data.labelled import LabelledScenes, SegmentationAugmentation
-from rsmamba.data.sampling import EpochSampler, Statistic, statistics
-from rsmamba.data.splits import write_manifest
+from rsmamba.data.augment import SegmentationAugmentation
+from rsmamba.data.datamodule import DataModule
+from rsmamba.data.images import common_nodata, median_gsd
+from rsmamba.data.labelled import LabelledScenes
+from rsmamba.data.listing import Paths, common_root
+from rsmamba.data.sampling import Statistic, statistics
+from rsmamba.data.splits import Manifest
 from rsmamba.errors import ConfigError
 
 
-class LabelledScenesDataModule(NonGeoDataModule):
+class LabelledScenesDataModule(DataModule):
     """A user's own scenes with masks or polygons, split by place.
 
     Images that overlap ``test_area`` (by more than a shared border) are the test set, then those
@@ -45,12 +42,14 @@ class LabelledScenesDataModule(NonGeoDataModule):
         split_seed: Seed of the blocks and of the training windows.
         block_size: Side of a block in pixels; chosen from the data if None.
         scale_jitter: Zoom training windows by up to this much, see
-            :class:`SegmentationAugmentation`.
+            :class:`~rsmamba.data.augment.SegmentationAugmentation`.
         colour_jitter: Vary contrast and brightness of training windows by up to this much.
         indexes: 1-based bands to read; all but alpha if None.
         bands: Their names; red, green, blue for three if None.
         mean: Mean per band in pixel units; "auto": of the training pixels that are valid.
         std: Deviation per band in pixel units; "auto": likewise.
+        spec: Checkpoint, ModelSpec or output of ``rsmamba stats`` whose mean and deviation are
+            used instead.
         cache: Keep decoded images in memory; "auto" does so below 512 MiB.
 
     ``bands``, ``mean``, ``std``, ``classes``, ``gsd`` and ``nodata`` are those of the data after
@@ -80,6 +79,7 @@ class LabelledScenesDataModule(NonGeoDataModule):
         bands: Sequence[str] | None = None,
         mean: Statistic = "auto",
         std: Statistic = "auto",
+        spec: str | Path | None = None,
         cache: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(
@@ -101,7 +101,7 @@ class LabelledScenesDataModule(NonGeoDataModule):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.block_size = block_size
         self.scale_jitter, self.colour_jitter = scale_jitter, colour_jitter
-        self._mean, self._std = mean, std
+        self._mean, self._std, self.spec = mean, std, spec
         self.bands: tuple[str, ...] = ()
         self.classes: tuple[str, ...] = ()
         self.gsd: float | None = None
@@ -189,37 +189,16 @@ class LabelledScenesDataModule(NonGeoDataModule):
         scenes = data.scenes
         self.bands, self.classes = data.bands, data.classes
         self.gsd, self.nodata = median_gsd(scenes), common_nodata(scenes)
-        self.mean, self.std = statistics(
-            self._mean, self._std, [(scenes[i], region) for i, region in train]
-        )
-        normalise = K.Normalize(mean=self.mean, std=self.std)
-        self.aug = K.AugmentationSequential(normalise, data_keys=None, keepdim=True)
+        if self.spec is None:
+            regions = [(scenes[i], region) for i, region in train]
+            self.set_normalisation(*statistics(self._mean, self._std, regions))
+        else:
+            self.set_normalisation((), (), self.spec)
         self.train_aug = SegmentationAugmentation(
             self.mean, self.std, self.scale_jitter, self.colour_jitter
         )
         length = self.length or len(tiles(train, self.patch_size))
-        if length < self.batch_size:
-            raise ConfigError(
-                f"an epoch of {length} windows is shorter than a batch of {self.batch_size}: set "
-                "length"
-            )
-        self.train_dataset = data.subset(train, length, self.split_seed, self.mean)
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Loader that goes on to new windows in each epoch."""
-        dataset = self._valid_attribute("train_dataset")
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(len(dataset)),
-            num_workers=self.num_workers,
-            drop_last=True,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Loader of the validation grid; an empty one with ``val_fraction=0``."""
-        return super().val_dataloader() if self.val_dataset is not None else []  # type: ignore
+        self.train_dataset = self._sized(data.subset(train, length, self.split_seed, self.mean))
 
     def class_balance(self, split: Literal["train", "val", "test"] = "train") -> dict[str, float]:
         """Share of the pixels of each class, and of "(unlabelled)", in a split.
@@ -232,12 +211,11 @@ class LabelledScenesDataModule(NonGeoDataModule):
             raise ConfigError(f"the {split} split is empty")
         return self.scenes.subset(parts).class_balance()
 
-    def write_manifest(self, path: str | os.PathLike[str]) -> Path:
-        """Write files, hashes and windows of each split, and those of the labels, as JSON.
+    def manifest(self) -> Manifest:
+        """Files and windows of each split, and the files of the labels.
 
         Raises:
             RsmambaError: As :meth:`splits`.
-            OutputNotWritableError: If the file cannot be written.
         """
         scenes, labels = self.scenes.scenes, self.scenes.labels.files
         settings = {
@@ -257,9 +235,7 @@ class LabelledScenesDataModule(NonGeoDataModule):
         }
         files["labels"] = [(file, {}) for file in labels]
         root = common_root([s.path for s in scenes] + labels)
-        return write_manifest(
-            path, dataset="LabelledScenes", root=root, settings=settings, splits=files
-        )
+        return Manifest("LabelledScenes", root, settings, files)
 
 
 def _plain(area: Area | None) -> Any:

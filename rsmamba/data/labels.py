@@ -20,11 +20,10 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from rsmamba.data.areas import footprint, reproject, require_georeferencing
-from rsmamba.data.images import Paths, Region, Scene, find_files, quiet, some, undecodable
+from rsmamba.data.images import IGNORE, Region, Scene, quiet, undecodable
+from rsmamba.data.listing import Paths, find_files, some
 from rsmamba.errors import CRSError, GridMismatchError, ImageReadError, LabelError, one_line
 
-#: Mask value of pixels that no loss and no metric counts.
-IGNORE = 255
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".fgb", ".shp", ".parquet"})
 MASK_SUFFIXES = frozenset({".tif", ".tiff", ".png"})
 #: Longest edge that is kept straight when polygons are reprojected: metres, or degrees.

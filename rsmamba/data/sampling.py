@@ -23,17 +23,19 @@ Statistic = Sequence[float] | Literal["auto"]
 
 
 class EpochSampler(Sampler[int]):
-    """Indices ``epoch * length`` to ``(epoch + 1) * length - 1``, a new epoch each time.
+    """The indices of one epoch after the other, in an order that a seed and the epoch determine.
 
     Lightning calls :meth:`set_epoch` before each epoch, so that a resumed run goes on with the
-    windows it would have seen.
+    samples it would have seen.
 
     Args:
         length: Samples in an epoch.
+        seed: Seed of a permutation of 0 to ``length - 1`` for each epoch. None for sets whose
+            indices go on: ``epoch * length`` to ``(epoch + 1) * length - 1``, in order.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, length: int, seed: int | None = None) -> None:
+        self.length, self.seed = length, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,9 +48,10 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Indices of one epoch."""
-        start = self.epoch * self.length
-        self.epoch += 1
-        return iter(range(start, start + self.length))
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        if self.seed is None:
+            return iter(range(epoch * self.length, (epoch + 1) * self.length))
+        return iter(np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist())
 
 
 class Lottery:

@@ -7,33 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import kornia.augmentation as K
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
+from rsmamba.data.datamodule import DataModule
 from rsmamba.data.images import (
-    IMAGE_SUFFIXES,
-    Paths,
     Pixels,
     Region,
     Scene,
     Valid,
     band_names,
     common_nodata,
-    common_root,
-    find_files,
     median_gsd,
     same_bands,
     to_display,
 )
-from rsmamba.data.sampling import EpochSampler, Lottery, Statistic, statistics
-from rsmamba.data.splits import take_share, write_manifest
+from rsmamba.data.listing import IMAGE_SUFFIXES, Paths, common_root, find_files
+from rsmamba.data.sampling import Lottery, Statistic, statistics
+from rsmamba.data.splits import Manifest, take_share
 from rsmamba.errors import ConfigError, DataNotFoundError, ImageReadError
 
 #: Sets that decode to less than this are kept in memory with ``cache="auto"``.
@@ -149,6 +144,9 @@ class ScenePatches(NonGeoDataset):
         BandMismatchError: If the images differ in bands.
         ConfigError: If ``size`` or ``scale`` make no sense.
     """
+
+    #: Indices beyond ``len()`` are new windows.
+    endless = True
 
     def __init__(
         self,
@@ -272,7 +270,7 @@ def _as_scenes(
     return open_scenes(find_files(root, IMAGE_SUFFIXES), bad, indexes, cache)  # type: ignore[arg-type]
 
 
-class ScenePatchesDataModule(NonGeoDataModule):
+class ScenePatchesDataModule(DataModule):
     """Random windows of a folder of unlabelled images, for pretraining.
 
     Windows, flips and the choice of images depend on ``seed`` alone, not on the number of
@@ -330,7 +328,12 @@ class ScenePatchesDataModule(NonGeoDataModule):
         max_bad_files: int = 0,
         cache: bool | Literal["auto"] = "auto",
     ) -> None:
-        options = {"scale": tuple(scale), "window": window, "max_nodata": max_nodata, "seed": seed}
+        options: dict[str, Any] = {
+            "scale": tuple(scale),
+            "window": window,
+            "max_nodata": max_nodata,
+            "seed": seed,
+        }
         super().__init__(ScenePatches, batch_size, num_workers, **options)
         self.root, self.size, self.seed, self.flips = root, size, seed, flips
         self.length, self.val_length, self.val_fraction = length, val_length, val_fraction
@@ -386,56 +389,30 @@ class ScenePatchesDataModule(NonGeoDataModule):
         scenes = split["train"] + split["val"]
         self.bands = band_names(self._bands, same_bands(scenes))
         self.gsd, self.nodata = median_gsd(scenes), common_nodata(scenes)
-        self.mean, self.std = statistics(
-            self._mean, self._std, [(s, s.whole) for s in split["train"]]
-        )
-        self.aug = K.AugmentationSequential(
-            K.Normalize(mean=self.mean, std=self.std), data_keys=None, keepdim=True
+        self.set_normalisation(
+            *statistics(self._mean, self._std, [(s, s.whole) for s in split["train"]])
         )
         left = self.max_bad_files - len(self.bad_files)
-        common = {**self.kwargs, "bands": self.bands, "max_bad_files": left}
+        common = {**self.kwargs, "seed": self.seed, "bands": self.bands, "max_bad_files": left}
         self.train_dataset = ScenePatches(
             split["train"], self.size, self.length, flips=self.flips, **common
         )
-        if len(self.train_dataset) < self.batch_size:
-            raise ConfigError(
-                f"an epoch of {len(self.train_dataset)} windows is shorter than a batch of "
-                f"{self.batch_size}: set length"
-            )
+        self._sized(self.train_dataset)
         if split["val"]:
             self.val_dataset = ScenePatches(
                 split["val"], self.size, self.val_length, flips=False, stream=1, **common
             )
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Loader that goes on to new windows in each epoch."""
-        dataset = self._valid_attribute("train_dataset")
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(len(dataset)),
-            num_workers=self.num_workers,
-            drop_last=True,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Loader of the same windows every time; an empty one with ``val_fraction=0``."""
-        return super().val_dataloader() if self.val_dataset is not None else []  # type: ignore
-
-    def write_manifest(self, path: str | os.PathLike[str]) -> Path:
-        """Write which files with which hashes make up each split, as JSON.
+    def manifest(self) -> Manifest:
+        """Files of each split.
 
         Raises:
             DataNotFoundError: If there are no images.
-            OutputNotWritableError: If the file cannot be written.
         """
         split = self.splits()
-        settings = {"val_fraction": self.val_fraction, "seed": self.seed}
-        return write_manifest(
-            path,
-            dataset="ScenePatches",
+        return Manifest(
+            "ScenePatches",
             root=common_root([s.path for part in split.values() for s in part]),
-            settings=settings,
+            settings={"val_fraction": self.val_fraction, "seed": self.seed},
             splits={name: [(s.path, {}) for s in part] for name, part in split.items()},
         )

@@ -7,13 +7,14 @@ between versions, and a file that is added or removed does not disturb the other
 import hashlib
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rsmamba.errors import ConfigError, OutputNotWritableError
+from rsmamba.files import write_text
 
 MANIFEST_VERSION = 1
 
@@ -121,58 +122,58 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(
-    path: str | os.PathLike[str],
-    *,
-    dataset: str,
-    root: Path,
-    settings: Mapping[str, Any],
-    splits: Mapping[str, Sequence[tuple[Path, Mapping[str, Any]]]],
-) -> Path:
-    """Record which files made up each split, with their hashes, as JSON.
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What determines the splits of a run, and the files in each.
 
-    Args:
-        path: File to write; replaced only when the new one is complete.
-        dataset: Name of the data set or data module.
-        root: Folder to which file names are relative, so that two machines agree.
-        settings: Whatever determines the split (protocol, ratio, seed, ...); JSON values.
-        splits: Per split, files with further facts about each (e.g. its window).
-
-    Returns:
-        The path.
-
-    Raises:
-        OutputNotWritableError: If the folder cannot be written to.
+    Attributes:
+        dataset: Name of the data set.
+        root: Folder to which the files are relative, so that two machines agree.
+        settings: Protocol, ratios, seeds, ... (JSON values).
+        splits: Files with further facts about each (e.g. its window), by split.
+        hashed: Whether the SHA-256 of each file is written; reading millions takes hours.
     """
-    hashes: dict[Path, str] = {}
 
-    def entry(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-        if file not in hashes:
-            hashes[file] = sha256(file)
-        name = file.relative_to(root) if file.is_relative_to(root) else file
-        return {"file": name.as_posix(), "sha256": hashes[file], **facts}
+    dataset: str
+    root: Path
+    settings: Mapping[str, Any]
+    splits: Mapping[str, Sequence[tuple[Path, Mapping[str, Any]]]]
+    hashed: bool = True
 
-    content = {
-        "version": MANIFEST_VERSION,
-        "dataset": dataset,
-        "root": str(root),
-        "settings": dict(settings),
-        "splits": {name: [entry(*item) for item in items] for name, items in splits.items()},
-    }
-    target = Path(path)
-    temporary: str | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        Path(temporary).chmod(0o644)  # temporary files are private, a manifest is not
-        Path(temporary).replace(target)
-    except OSError as error:
-        raise OutputNotWritableError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-    return target
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write as JSON: version, dataset, root, settings, and per split the files.
+
+        Args:
+            path: File to write; replaced only when the new one is complete.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputNotWritableError: If the folder cannot be written to.
+        """
+        hashes: dict[Path, dict[str, str]] = {}
+
+        def entry(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+            if file not in hashes:
+                hashes[file] = {"sha256": sha256(file)} if self.hashed else {}
+            name = file.relative_to(self.root) if file.is_relative_to(self.root) else file
+            return {"file": name.as_posix(), **hashes[file], **facts}
+
+        content = {
+            "version": MANIFEST_VERSION,
+            "dataset": self.dataset,
+            "root": str(self.root),
+            "settings": dict(self.settings),
+            "splits": {
+                name: [entry(*item) for item in items] for name, items in self.splits.items()
+            },
+        }
+        target = Path(path)
+        try:
+            write_text(target, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise OutputNotWritableError(
+                f"{target}: cannot be written ({error.strerror})"
+            ) from error
+        return target

@@ -1,22 +1,21 @@
 """UC Merced Land Use with training-ratio splits, on TorchGeo's data set."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import kornia.augmentation as K
-import torch
 import torchvision.transforms.functional as TF
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets import UCMerced as TorchGeoUCMerced
 from torchgeo.datasets.utils import Sample
 
-from rsmamba.data.images import IMAGE_SUFFIXES, undecodable
-from rsmamba.data.splits import stratified_split, write_manifest
+from rsmamba.data.augment import ImageAugmentation
+from rsmamba.data.datamodule import DataModule
+from rsmamba.data.images import undecodable
+from rsmamba.data.listing import IMAGE_SUFFIXES
+from rsmamba.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from rsmamba.data.splits import Manifest, stratified_split
 from rsmamba.errors import ConfigError, DataNotFoundError, one_line
 from rsmamba.samples import resolve
 
@@ -30,11 +29,6 @@ SAME_GROUND = (
     ("sparseresidential52", "sparseresidential55"),
     ("tenniscourt37", "tenniscourt44"),
 )
-
-#: Mean and deviation of ImageNet's red, green and blue in units of 0 to 255: what timm's models
-#: expect unless they say otherwise.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class UCMerced(TorchGeoUCMerced):
@@ -107,7 +101,7 @@ class UCMerced(TorchGeoUCMerced):
         return TF.resize(image, [self.image_size, self.image_size], antialias=True), label
 
 
-class UCMercedDataModule(NonGeoDataModule):
+class UCMercedDataModule(DataModule):
     """UC Merced with a training-ratio split, or with TorchGeo's split files.
 
     ``protocol="ratio"``: ``train_ratio`` of each class may be trained on (validation is carved
@@ -159,12 +153,12 @@ class UCMercedDataModule(NonGeoDataModule):
     ) -> None:
         if protocol not in get_args(Protocol):
             raise ConfigError(f"protocol={protocol!r}: expected one of {get_args(Protocol)}")
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         self.root = resolve(root)
         super().__init__(
             UCMerced,
             batch_size,
             num_workers,
+            drop_last=drop_last,
             root=self.root,
             image_size=image_size,
             download=download,
@@ -172,27 +166,11 @@ class UCMercedDataModule(NonGeoDataModule):
         )
         self.protocol = protocol
         self.train_ratio, self.val_ratio, self.split_seed = train_ratio, val_ratio, split_seed
-        self.image_size, self.drop_last = image_size, drop_last
+        self.image_size = image_size
         #: One foot, times the factor of the resizing from 256 px.
         self.gsd: float | None = 0.3048 * 256 / image_size
-        normalise = K.Normalize(mean=self.mean, std=self.std)
-        self.aug = K.AugmentationSequential(normalise, data_keys=None, keepdim=True)
-        self.train_aug = K.AugmentationSequential(
-            normalise,
-            K.RandomHorizontalFlip(p=0.5),
-            K.RandomVerticalFlip(p=0.5),
-            data_keys=None,
-            keepdim=True,
-        )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names by label, once the data are there.
-
-        Raises:
-            DataNotFoundError: If they are not.
-        """
-        return tuple(sorted(set(self._listing().values())))
+        self.set_normalisation(mean, std)
+        self.train_aug = ImageAugmentation(self.mean, self.std)
 
     def _listing(self) -> dict[str, str]:
         """File name -> class of every image on disk."""
@@ -221,6 +199,7 @@ class UCMercedDataModule(NonGeoDataModule):
             DataNotFoundError: If images or split files are missing.
             ConfigError: If the ratios leave a class empty.
         """
+        self.classes = tuple(sorted(set(self._listing().values())))
         needed = {"fit": ("train", "val"), "validate": ("val",), "predict": ("test",)}
         split = self.split() if self.protocol == "ratio" else None
         options = {**self.kwargs, "download": False}
@@ -250,30 +229,11 @@ class UCMercedDataModule(NonGeoDataModule):
         )
         return {part: [names[stem] for stem in stems] for part, stems in split.items()}
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Loader of the training images, shuffled."""
-        return DataLoader(
-            self._valid_attribute("train_dataset"),
-            batch_size=self.batch_size,
-            shuffle=True,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            drop_last=self.drop_last,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Loader of the validation images; an empty one with ``val_ratio=0``."""
-        if self.protocol == "ratio" and self.val_ratio == 0:
-            return cast("DataLoader[Sample]", [])
-        return super().val_dataloader()
-
-    def write_manifest(self, path: str | os.PathLike[str]) -> Path:
-        """Write which files with which hashes make up each split, as JSON.
+    def manifest(self) -> Manifest:
+        """Files of each split, with their classes.
 
         Raises:
             DataNotFoundError: If images or split files are missing.
-            OutputNotWritableError: If the file cannot be written.
         """
         options = {**self.kwargs, "download": False}
         split = self.split() if self.protocol == "ratio" else None
@@ -292,6 +252,4 @@ class UCMercedDataModule(NonGeoDataModule):
                 "val_ratio": self.val_ratio,
                 "split_seed": self.split_seed,
             }
-        return write_manifest(
-            path, dataset="UCMerced", root=self.root, settings=settings, splits=files
-        )
+        return Manifest("UCMerced", self.root, settings, files)

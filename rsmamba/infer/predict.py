@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rsmamba.errors import CheckpointError, ConfigError, DataNotFoundError, SpecError
-from rsmamba.models.checkpoints import read_checkpoint
+from rsmamba.models.checkpoints import read_checkpoint, read_spec
 from rsmamba.spec import ModelSpec
 
 #: Packages from which a checkpoint may name its class. Checked before anything is imported.
@@ -158,7 +158,7 @@ def load_predictor(
         return model
     where = _device(device)
     if isinstance(spec, str | Path):
-        spec = _read_spec(Path(spec))
+        spec = read_spec(spec)
     if isinstance(model, str | Path):
         model, spec = _load_checkpoint(Path(model), spec)
     if not isinstance(model, nn.Module):
@@ -184,16 +184,6 @@ def _device(device: str | torch.device | None) -> torch.device:
             f"device {device} is not usable: {_first_line(error)}; use cpu"
         ) from error
     return where
-
-
-def _read_spec(path: Path) -> ModelSpec:
-    """A spec from a JSON file."""
-    try:
-        return ModelSpec.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(f"{path}: no readable spec ({error}); give a JSON file") from error
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
 
 
 def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, ModelSpec]:

@@ -139,7 +139,7 @@ def _options_of(model_cls: type[nn.Module], path: str) -> dict[str, Any]:
         return {}
     from rsmamba.models.checkpoints.hub import locate
     from rsmamba.models.checkpoints.loading import spec_option
-    from rsmamba.models.checkpoints.reading import read_spec
+    from rsmamba.weights_file import read_spec
 
     try:
         value = spec_option(read_spec(locate(path)), name)

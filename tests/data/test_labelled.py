@@ -15,8 +15,8 @@ from pyproj import Transformer
 
 from rsmamba.data import LabelledScenes, LabelledScenesDataModule
 from rsmamba.data.areas import hold_out, spatial_blocks
+from rsmamba.data.augment import SegmentationAugmentation
 from rsmamba.data.images import Scene
-from rsmamba.data.labelled import SegmentationAugmentation
 from rsmamba.errors import (
     BandMismatchError,
     ConfigError,
@@ -476,7 +476,7 @@ def test_a_plot_shows_image_label_and_prediction(root):
     sample = data[0]
     sample["prediction"] = sample["mask"].clone()
     figure = data.plot(sample, suptitle="scene")
-    assert [a.get_title() for a in figure.axes] == ["Image", "Label", "Prediction"]
+    assert [a.get_title() for a in figure.axes] == ["image", "label", "prediction"]
     legend = [t.get_text() for t in figure.legends[0].get_texts()]
     assert legend == ["background", "house", "shed"]
 

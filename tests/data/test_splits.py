@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from rsmamba.data.images import Region, clip, find_files, grid
-from rsmamba.data.splits import take_share, write_manifest
+from rsmamba.data.images import Region, clip, grid
+from rsmamba.data.listing import find_files
+from rsmamba.data.splits import Manifest, take_share
 from rsmamba.errors import ConfigError, DataNotFoundError, OutputNotWritableError
 
 TIF = frozenset({".tif"})
@@ -31,13 +32,12 @@ def test_a_failed_manifest_leaves_nothing_behind(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("x")
     target = tmp_path / "m.json"
-    facts = {"dataset": "d", "root": tmp_path}
     with pytest.raises(TypeError):
-        write_manifest(target, **facts, settings={"bad": object()}, splits={"train": [(file, {})]})
+        Manifest("d", tmp_path, {"bad": object()}, {"train": [(file, {})]}).write(target)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt"]
     with pytest.raises(OutputNotWritableError, match="missing"):
-        write_manifest(tmp_path / "missing/m.json", **facts, settings={}, splits={})
-    write_manifest(target, **facts, settings={}, splits={"train": [(file, {"n": 1})]})
+        Manifest("d", tmp_path, {}, {}).write(tmp_path / "missing/m.json")
+    Manifest("d", tmp_path, {}, {"train": [(file, {"n": 1})]}).write(target)
     assert json.loads(target.read_text())["splits"]["train"] == [
         {
             "file": "a.txt",

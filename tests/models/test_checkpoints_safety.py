@@ -15,8 +15,8 @@ import torch
 
 from rsmamba.errors import CheckpointError, ConfigError
 from rsmamba.models.checkpoints import convert, convert_file, load_backbone, read_checkpoint
-from rsmamba.models.checkpoints.reading import read_weights
-from rsmamba.models.checkpoints.unpickling import Inert, load_pickle
+from rsmamba.unpickling import Inert, load_pickle
+from rsmamba.weights_file import read_weights
 from tests.models.published_files import CfgNode, Config, ConfigDict, libraries, save, shallow
 
 WEIGHTS = {"layers.0.norm.weight": torch.arange(3.0)}

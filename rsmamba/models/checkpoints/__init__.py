@@ -3,8 +3,8 @@
 from rsmamba.models.checkpoints.conversion import ConversionReport, convert_file
 from rsmamba.models.checkpoints.loading import LoadReport, load_backbone
 from rsmamba.models.checkpoints.published import Source, convert
-from rsmamba.models.checkpoints.reading import read_checkpoint, read_spec
 from rsmamba.models.checkpoints.writing import save_safetensors
+from rsmamba.weights_file import read_checkpoint, read_spec
 
 __all__ = [
     "ConversionReport",

@@ -21,9 +21,9 @@ from rsmamba.models.checkpoints.published import (
     rename,
     sources,
 )
-from rsmamba.models.checkpoints.reading import WeightsFile, read_weights
 from rsmamba.models.checkpoints.writing import save_safetensors
 from rsmamba.spec import ModelSpec
+from rsmamba.weights_file import WeightsFile, read_weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from rsmamba.models.checkpoints.published import (
     listed,
     rename,
 )
-from rsmamba.models.checkpoints.reading import WeightsFile, read_weights
 from rsmamba.models.position import adapt_state_dict
 from rsmamba.models.roma import RoMA
 from rsmamba.sensors import Band, bands_of
 from rsmamba.spec import ModelSpec
+from rsmamba.weights_file import WeightsFile, read_weights
 
 #: Parts of a model that belong to a task, not to the backbone that a checkpoint must cover.
 _TASK_PARTS = ("head.", "neck.")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rsmamba.errors import CheckpointError, ConfigError, DataNotFoundError, SpecError
-from rsmamba.models.checkpoints.unpickling import load_pickle
 from rsmamba.spec import SPEC_KEY, ModelSpec
+from rsmamba.unpickling import load_pickle
 
 #: Where files keep their weights, the preferred one first.
 KEYS = ("model", "state_dict", "model_ema")
@@ -98,7 +98,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], st
 
 
 def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """The ModelSpec inside a Lightning checkpoint or a safetensors file.
+    """The ModelSpec inside a Lightning checkpoint or a safetensors file, or of a JSON file.
 
     Raises:
         DataNotFoundError: If there is no such file.
@@ -106,6 +106,8 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
         SpecError: If it has no spec or an invalid one.
     """
     path = Path(path)
+    if path.suffix == ".json":
+        return _read_json(path)
     _require(path)
     # The metadata of safetensors are read without the tensors.
     content = {} if path.suffix == ".safetensors" else _content(path, stand_ins=False)
@@ -113,6 +115,16 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
     if text is None:
         raise SpecError(f"{path} carries no model spec: give one with --spec FILE")
     return ModelSpec.from_json(text)
+
+
+def _read_json(path: Path) -> ModelSpec:
+    """A spec from a JSON file."""
+    try:
+        return ModelSpec.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataNotFoundError(f"{path}: no readable spec ({error}); give a JSON file") from error
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
 
 
 def _require(path: Path) -> None:
