@@ -57,6 +57,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     args = [verb, *_resolve_recipes(argv)]
     _check_checkpoint(argv)
 
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.cli import LightningCLI
     from torchgeo.datamodules import BaseDataModule, MisconfigurationException
     from torchgeo.datasets import DatasetNotFoundError
@@ -75,6 +76,16 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR")
     program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns about arguments in both
 
+    class Announce(Callback):
+        """Say what the weights and the data are, once they have been checked."""
+
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            """One line each."""
+            describe = getattr(trainer.datamodule, "report", lambda: None)  # type: ignore
+            for name, report in (("weights", loaded_weights(pl_module)), ("data", describe())):
+                if report is not None and trainer.is_global_zero:
+                    print(f"{name}: {report}", file=sys.stderr)
+
     class Checked(LightningCLI):
         """Lightning's command line that replaces no checkpoints."""
 
@@ -82,9 +93,6 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
             """Refuse to train over an earlier run, unless it is resumed or may be replaced."""
             if not overwrite and not self._get(self.config, "ckpt_path"):
                 _check_run_folder(self.trainer)
-            report = loaded_weights(self.model)
-            if report is not None and self.trainer.is_global_zero:
-                print(f"weights: {report}", file=sys.stderr)
 
     try:
         return Checked(
@@ -93,6 +101,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            trainer_defaults={"callbacks": [Announce()]},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "exit_on_error": False,

@@ -171,6 +171,14 @@ class DataModule(NonGeoDataModule):
             suptitle=suptitle,
         )
 
+    def report(self) -> str | None:
+        """One line on what is in the splits, which `rsmamba fit` prints; None for nothing to say.
+
+        Raises:
+            RsmambaError: As :meth:`setup`.
+        """
+        return None
+
     def manifest(self) -> Manifest:
         """What determines the splits, and their files.
 

@@ -211,6 +211,20 @@ class LabelledScenesDataModule(DataModule):
             raise ConfigError(f"the {split} split is empty")
         return self.scenes.subset(parts).class_balance()
 
+    def report(self) -> str:
+        """Images and share of the pixels of each class in each split, in one line.
+
+        Raises:
+            RsmambaError: As :meth:`splits`.
+        """
+        lines = []
+        for split, parts in self.splits().items():
+            if parts:
+                balance = self.scenes.subset(parts).class_balance()
+                shares = ", ".join(f"{name} {share:.1%}" for name, share in balance.items())
+                lines.append(f"{split}: {len({i for i, _ in parts})} images ({shares})")
+        return "; ".join(lines)
+
     def manifest(self) -> Manifest:
         """Files and windows of each split, and the files of the labels.
 
@@ -226,6 +240,11 @@ class LabelledScenesDataModule(DataModule):
             "split_seed": self.split_seed,
             "block_size": self.block_size,
             "classes": list(self.scenes.classes),
+            "class_balance": {
+                split: self.scenes.subset(parts).class_balance()
+                for split, parts in self.splits().items()
+                if parts
+            },
         }
         files: dict[str, list[tuple[Path, dict[str, Any]]]] = {
             split: [

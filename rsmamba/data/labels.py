@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from rsmamba.data.areas import footprint, reproject, require_georeferencing
+from rsmamba.data.areas import footprint, reproject, require_georeferencing, same_crs
 from rsmamba.data.images import IGNORE, Region, Scene, quiet, undecodable
 from rsmamba.data.listing import Paths, find_files, some
 from rsmamba.errors import CRSError, GridMismatchError, ImageReadError, LabelError, one_line
@@ -124,6 +124,7 @@ class MaskLabels:
 
     Raises:
         LabelError: If classes are not given, or an image has no mask or several.
+        CRSError: If a mask has another coordinate system than its image.
         GridMismatchError: If a mask is not on the grid of its image.
         ImageReadError: If a mask cannot be read.
     """
@@ -206,7 +207,7 @@ def _match(files: Sequence[Path], scenes: Sequence[Scene]) -> dict[Path, Path]:
 def _check_grid(scene: Scene, path: Path) -> None:
     try:
         with quiet(), rasterio.open(path) as src:
-            shape, count, transform = src.shape, src.count, src.transform
+            shape, count, transform, crs = src.shape, src.count, src.transform, src.crs
     except RasterioError as error:
         raise ImageReadError(f"{path}: not a readable mask ({one_line(error)})") from error
     if count != 1:
@@ -218,6 +219,11 @@ def _check_grid(scene: Scene, path: Path) -> None:
         )
     if scene.transform is None or transform == Affine.identity():
         return
+    if crs and scene.crs is not None and not same_crs(CRS.from_user_input(crs), scene.crs):
+        raise CRSError(
+            f"{path}: is in {crs.to_string()}, but {scene.path.name} in {scene.crs.to_string()}: "
+            f"warp the mask, `gdalwarp -r near -t_srs {scene.crs.to_string()} MASK NEW`"
+        )
     for corner in ((0, 0), (scene.width, scene.height)):
         col, row = ~scene.transform @ (transform @ corner)
         if max(abs(col - corner[0]), abs(row - corner[1])) > 0.5:

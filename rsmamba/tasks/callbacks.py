@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -69,6 +70,39 @@ class WriteModelSpec(Callback):
     def _spec(self, trainer: Trainer, task: LightningModule) -> ModelSpec:
         data = trainer.datamodule  # type: ignore[attr-defined]
         return build_spec(task, data, gsd=self.gsd, licence=self.licence, bands=self.bands)
+
+
+class WriteManifest(Callback):
+    """Write which files make up each split beside the run, when training or testing starts.
+
+    The file is ``splits.json`` in the logger's folder (``default_root_dir`` without one): settings
+    of the split, and per file its SHA-256 and its window or class. Large pretraining corpora are
+    listed without hashes. Data modules that have no :meth:`write_manifest` (TorchGeo's own) pass.
+
+    Args:
+        path: File to write instead.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the manifest."""
+        self._write(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the manifest."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        write = getattr(trainer.datamodule, "write_manifest", None)  # type: ignore[attr-defined]
+        # Asked for on every process, because loggers agree on a folder among themselves.
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if write is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(self.path) if self.path else folder / "splits.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
 
 
 class Register(WriteModelSpec):

@@ -391,6 +391,19 @@ def test_manifest_lists_windows_and_labels(root, tmp_path):
     assert content["splits"]["test"][0]["window"] == [0, 0, 64, 64]
     assert [e["file"] for e in content["splits"]["labels"]] == ["labels.gpkg"]
     assert content["settings"]["test_area"] == area_of(1, 0)
+    balance = content["settings"]["class_balance"]
+    assert balance["test"] == {
+        "background": 0.859375,
+        "house": 0.125,
+        "shed": 0.015625,
+        "(unlabelled)": 0.0,
+    }
+
+
+def test_the_report_counts_images_and_classes_of_each_split(root):
+    m = module(root, test_area=area_of(1, 0), area_crs=CRS, val_fraction=0)
+    share = "(background 85.9%, house 12.5%, shed 1.6%, (unlabelled) 0.0%)"
+    assert m.report() == f"train: 5 images {share}; test: 1 images {share}"
 
 
 def test_the_shipped_buildings_train_with_the_scene_held_out():
@@ -564,6 +577,9 @@ def test_masks_that_do_not_fit_are_refused(root, tmp_path):
         load()
     write(masks / "s00.tif", np.zeros((1, 64, 64), np.uint8), EAST + 3)
     with pytest.raises(GridMismatchError, match="elsewhere"):
+        load()
+    write(masks / "s00.tif", np.zeros((1, 64, 64), np.uint8), crs="EPSG:32637")
+    with pytest.raises(CRSError, match=r"s00\.tif: is in EPSG:32637.*gdalwarp.*EPSG:32636"):
         load()
     write(masks / "s00.tif", np.full((1, 64, 64), 7, np.uint8))
     with pytest.raises(LabelError, match=r"s00\.tif: value 7 belongs to no class.*0=a, 1=b"):

@@ -1,11 +1,14 @@
+import json
+
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torchgeo.tasks import SemanticSegmentation as StockSegmentation
 
 from rsmamba.errors import SpecError
 from rsmamba.models.checkpoints import read_spec
 from rsmamba.tasks import SceneClassification, SemanticSegmentation
-from rsmamba.tasks.callbacks import WriteModelSpec, build_spec
+from rsmamba.tasks.callbacks import WriteManifest, WriteModelSpec, build_spec
 
 SEGMENT = {
     "backbone": "roma_tiny_patch16_pyramid",
@@ -61,3 +64,28 @@ def test_without_a_data_module_the_remedy_is_named():
     task = SceneClassification(num_classes=3, model_kwargs={"img_size": 32, "depth": 4})
     with pytest.raises(SpecError, match="leave the WriteModelSpec callback out"):
         build_spec(task, None)
+
+
+def test_the_splits_are_written_beside_the_run(trainer, tmp_path):
+    from rsmamba.data import UCMercedDataModule
+
+    data = UCMercedDataModule("sample:ucmerced", batch_size=2, image_size=32, split_seed=4)
+    task = SceneClassification(num_classes=21, model_kwargs={"img_size": 32, "depth": 4})
+    logger = CSVLogger(tmp_path / "run", name="", version="")
+    run = trainer(
+        callbacks=[WriteManifest()], logger=logger, limit_train_batches=1, limit_val_batches=0
+    )
+    run.fit(task, data)
+    content = json.loads((tmp_path / "run/splits.json").read_text())
+    assert content["settings"]["split_seed"] == 4
+    assert sum(map(len, content["splits"].values())) == 630
+
+
+def test_a_data_module_without_a_manifest_leaves_no_file(masks, trainer, tmp_path):
+    task = SemanticSegmentation(labels=["background", "building"], **SEGMENT)
+    path = tmp_path / "m.json"
+    run = trainer(
+        callbacks=[WriteManifest(str(path))], limit_val_batches=0, limit_train_batches=1
+    )
+    run.fit(task, masks)
+    assert not path.exists()
