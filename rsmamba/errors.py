@@ -29,6 +29,10 @@ class ImageReadError(RsmambaError):
     """A file exists but cannot be decoded as an image."""
 
 
+class ArchiveError(RsmambaError):
+    """An archive is damaged, not the one expected, or unsafe to unpack."""
+
+
 class LabelError(RsmambaError):
     """Labels do not fit: unknown class or attribute, value out of range, no labels at all."""
 

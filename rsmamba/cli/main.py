@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "vectorize": ("rsmamba.cli.vectorize", "turn a class map into polygons"),
     "evaluate": ("rsmamba.cli.evaluate", "compare a class map with the truth"),
     "convert": ("rsmamba.cli.convert", "turn a published weights file into safetensors"),
+    "stats": ("rsmamba.cli.stats", "measure mean and deviation of the bands of images"),
     "models": ("rsmamba.cli.models", "list the backbones with parameters and multiply-adds"),
     "recipes": ("rsmamba.cli.recipes", "list the recipes that come with rsmamba"),
     "samples": ("rsmamba.cli.samples", "list the imagery that comes with rsmamba"),

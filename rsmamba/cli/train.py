@@ -58,7 +58,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
     _check_checkpoint(argv)
 
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
     from torchgeo.datamodules import BaseDataModule, MisconfigurationException
     from torchgeo.datasets import DatasetNotFoundError
     from torchgeo.tasks import BaseTask
@@ -86,6 +86,13 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
                 if report is not None and trainer.is_global_zero:
                     print(f"{name}: {report}", file=sys.stderr)
 
+    class SaveOfFit(SaveConfigCallback):
+        """Write the run's options beside it; testing or predicting leaves them as they are."""
+
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            if stage == "fit":
+                super().setup(trainer, pl_module, stage)
+
     class Checked(LightningCLI):
         """Lightning's command line that replaces no checkpoints."""
 
@@ -102,6 +109,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults={"callbacks": [Announce()]},
+            save_config_callback=SaveOfFit,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "exit_on_error": False,

@@ -159,8 +159,10 @@ class DataModule(NonGeoDataModule):
         one = isinstance(batch["image"], Tensor) and batch["image"].ndim == 3 + (self.dates > 1)
         samples = [batch] if one else unbind(batch)[:limit]
         if normalised:
+            # Augmentation carries a little beyond what bytes hold.
             samples = [
-                {**s, "image": unnormalise(s["image"], self.mean, self.std)} for s in samples
+                {**s, "image": unnormalise(s["image"], self.mean, self.std).clamp_min(0)}
+                for s in samples
             ]
         return plot_samples(
             samples,

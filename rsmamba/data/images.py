@@ -1,15 +1,14 @@
 """Opening images and reading windows of them with their valid pixels.
 
-GeoTIFFs are read with rasterio, JPEG and PNG with Pillow, which decodes small files faster and
-reports a truncated JPEG that GDAL reads as grey.
+JPEG and PNG of 8 bits are decoded with torchvision and Pillow, which take half of GDAL's time for
+small files; everything else is read with GDAL, by windows.
 """
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,33 +20,30 @@ from affine import Affine
 from PIL import Image
 from pyproj import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor
+from torchvision.io import decode_image, read_file
 
-from rsmamba.data.listing import PHOTO_SUFFIXES, some
-from rsmamba.errors import BandMismatchError, ImageReadError, one_line
+from rsmamba.data.listing import PHOTO_SUFFIXES, VsiPath, some
+from rsmamba.data.rasters import (
+    GDAL_ERRORS,
+    check_colours,
+    inks,
+    opened,
+    undecodable,
+    unreadable,
+)
+from rsmamba.data.rasters import quiet as quiet
+from rsmamba.data.regions import Region
+from rsmamba.data.regions import clip as clip
+from rsmamba.data.regions import grid as grid
+from rsmamba.errors import BandMismatchError, ImageReadError
 
 #: Mask value of pixels that no loss and no metric counts.
 IGNORE = 255
 
 Pixels = npt.NDArray[Any]
 Valid = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A rectangle of pixels: first row, first column, height, width."""
-
-    row: int
-    col: int
-    height: int
-    width: int
-
-    @property
-    def area(self) -> int:
-        """Number of pixels."""
-        return self.height * self.width
 
 
 @dataclass
@@ -63,8 +59,13 @@ class Scene:
         crs: Coordinate reference system, None if the file has none.
         transform: Pixel to map coordinates, None if the file is not georeferenced.
         nodata: Value that means "no observation", None if the file declares none.
-        masked: Whether any pixel can be invalid (nodata, alpha or a mask band).
+        masked: Whether any pixel can be invalid by what the file declares (nodata, alpha, mask).
         alpha: 1-based band that serves as a mask because the file declares it to be alpha.
+        factor: What the stored values are multiplied by on reading.
+        mode: Pillow's mode to decode a JPEG or PNG to, RGB or L; empty for what GDAL reads.
+        plain: Whether it is stored in that mode, so that nothing needs converting.
+        assumed: Value of all bands that means "no observation" though the file declares nothing.
+        stored: Bands of the file behind ``indexes`` where these are others.
     """
 
     path: Path
@@ -77,76 +78,118 @@ class Scene:
     nodata: float | None = None
     masked: bool = False
     alpha: int | None = None
+    factor: float = 1.0
+    mode: str = "RGB"
+    plain: bool = False
+    assumed: float | None = None
+    stored: tuple[int, ...] | None = None
     _cache: tuple[Pixels, Valid | None] | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, path: Path, indexes: Sequence[int] | None = None) -> "Scene":
+    def open(
+        cls, path: Path, indexes: Sequence[int] | None = None, *, convert: bool = False
+    ) -> "Scene":
         """Read the header.
 
+        JPEG and PNG have one band (grey) or three (colour, palettes included); an alpha channel is
+        a mask.
+
         Args:
-            path: GeoTIFF, JPEG or PNG.
+            path: GeoTIFF, JPEG, PNG, or whatever else GDAL reads.
             indexes: 1-based bands to read; all but alpha if None. A band that is declared as alpha
                 counts as data if it is listed.
+            convert: Whether a grey JPEG or PNG is given as three equal bands, and CMYK converted,
+                which is refused otherwise.
 
         Raises:
             ImageReadError: If the file is not a readable image.
-            BandMismatchError: If it lacks one of the bands.
+            BandMismatchError: If it lacks one of the bands, or its bands are printing inks.
         """
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            return cls._open_photo(path, indexes)
+        if path.suffix.lower() in PHOTO_SUFFIXES and not isinstance(path, VsiPath):
+            scene = cls._open_photo(path, indexes, convert)
+            if scene is not None:
+                return scene
         try:
-            with quiet(), rasterio.open(path) as src:
-                return cls._from_dataset(path, src, indexes)
-        except RasterioError as error:
-            raise ImageReadError(f"{path}: not a readable image ({one_line(error)})") from error
+            with opened(path) as src:
+                return cls._from_dataset(path, src, indexes, convert)
+        except GDAL_ERRORS as error:
+            raise unreadable(path, error) from error
 
     @classmethod
-    def _open_photo(cls, path: Path, indexes: Sequence[int] | None) -> "Scene":
+    def _open_photo(
+        cls, path: Path, indexes: Sequence[int] | None, convert: bool
+    ) -> "Scene | None":
+        """The header of a JPEG or PNG of 8 bits; None for others."""
         try:
             with Image.open(path) as image:
                 (width, height), mode = image.size, image.mode
-        except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
-            raise ImageReadError(f"{path}: not a readable image ({one_line(error)})") from error
-        deep = mode.startswith(("I", "F"))
-        available = (1,) if deep else (1, 2, 3)
-        dtype = {"F": "float32", "I": "int32"}.get(mode, "uint16") if deep else "uint8"
+                transparent = "transparency" in image.info or mode in ("LA", "PA", "RGBA")
+                # Pillow opens colour of 16 bits as "RGB" and drops half of each value.
+                deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            # Pillow reports a broken PNG as a SyntaxError
+            raise unreadable(path, error) from error
+        if deep or mode[0] in "IF":
+            return None
+        grey = mode in ("1", "L", "LA")
+        if not grey and mode not in ("P", "PA", "RGB", "RGBA") and not convert:
+            raise inks(path, mode)
+        _check_size(path, height, width)
+        decoded = "L" if grey and not convert else "RGB"
         return cls(
             path=path,
             height=height,
             width=width,
-            indexes=_choose(path, indexes, available),
-            dtype=dtype,
-            masked="A" in mode,
+            indexes=_choose(path, indexes, (1,) if decoded == "L" else (1, 2, 3)),
+            dtype="uint8",
+            masked=transparent,
+            mode=decoded,
+            plain=mode == decoded,
         )
 
     @classmethod
     def _from_dataset(
-        cls, path: Path, src: rasterio.DatasetReader, indexes: Sequence[int] | None
+        cls,
+        path: Path,
+        src: rasterio.DatasetReader,
+        indexes: Sequence[int] | None,
+        convert: bool = False,
     ) -> "Scene":
-        declared = zip(src.indexes, src.colorinterp, strict=True)
+        _check_size(path, src.height, src.width)
+        declared = list(zip(src.indexes, src.colorinterp, strict=True))
         alpha = next((i for i, colour in declared if colour == ColorInterp.alpha), None)
-        if indexes is None:
-            chosen = tuple(i for i in src.indexes if i != alpha)
-        else:
-            chosen = _choose(path, indexes, src.indexes)
-        if not chosen:
-            raise ImageReadError(f"{path}: has no band but alpha")
-        if alpha in chosen:
+        bands = tuple(i for i in src.indexes if i != alpha)
+        if not bands:
+            raise ImageReadError(f"{path}: has no band but alpha; leave it out")
+        check_colours(path, src, convert)
+        photo = path.suffix.lower() in PHOTO_SUFFIXES
+        repeated = photo and convert and len(bands) == 1
+        there = (1, 2, 3) if repeated else src.indexes
+        chosen = (
+            (there if repeated else bands) if indexes is None else _choose(path, indexes, there)
+        )
+        if alpha in chosen and not repeated:
             alpha, masked = None, src.nodata is not None
         else:
             masked = any(MaskFlags.all_valid not in flags for flags in src.mask_flag_enums)
         dtype = str(np.result_type(*src.dtypes))
+        if np.dtype(dtype).kind not in "iuf":
+            raise ImageReadError(
+                f"{path}: holds {dtype}, not real numbers; convert or leave it out"
+            )
         return cls(
             path=path,
             height=src.height,
             width=src.width,
             indexes=chosen,
             dtype=dtype,
-            crs=CRS.from_user_input(src.crs) if src.crs else None,
+            crs=_crs(src.crs.to_wkt()) if src.crs else None,
             transform=None if src.transform == Affine.identity() else src.transform,
             nodata=src.nodata,
             masked=masked or np.dtype(dtype).kind == "f",
             alpha=alpha,
+            mode="",
+            stored=bands * len(chosen) if repeated else None,
         )
 
     def alpha_looks_like_data(self) -> bool:
@@ -161,13 +204,18 @@ class Scene:
         if self.alpha is None:
             return False
         try:
-            with quiet(), rasterio.open(self.path) as src:
+            with opened(self.path) as src:
                 shape = (min(64, self.height), min(64, self.width))
                 sample = src.read(self.alpha, out_shape=shape)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise undecodable(self.path, error) from error
         opaque = np.iinfo(sample.dtype).max if sample.dtype.kind in "iu" else 1.0
         return bool(((sample != 0) & (sample != opaque)).mean() > 0.05)
+
+    def assume(self, nodata: float) -> None:
+        """Take pixels whose bands all have a value for invalid, unless the file declares some."""
+        if self.nodata is None and self.alpha is None:
+            self.nodata = self.assumed = nodata
 
     @property
     def whole(self) -> Region:
@@ -182,7 +230,12 @@ class Scene:
     @property
     def nbytes(self) -> int:
         """Size of the decoded pixels."""
-        return self.height * self.width * len(self.indexes) * np.dtype(self.dtype).itemsize
+        return (
+            self.height
+            * self.width
+            * len(self.indexes)
+            * (np.dtype(self.dtype).itemsize if self.factor == 1 else 4)
+        )
 
     @cached_property
     def gsd(self) -> float | None:
@@ -200,8 +253,9 @@ class Scene:
     def read(self, region: Region | None = None) -> tuple[Pixels, Valid | None]:
         """Pixels (C, H, W) of a region in the stored type, and which of them are valid (H, W).
 
-        A pixel is invalid where the file's nodata, mask or alpha says so, or where any band is not
-        finite. None stands for "all valid".
+        With a ``factor`` they are float32 and multiplied by it. A pixel is invalid where the
+        file's mask or alpha says so, where any band is nodata (all bands, if nodata is 0, which
+        also stands for dark values), or where any is not finite. None stands for "all valid".
 
         Raises:
             ImageReadError: If the file cannot be decoded, naming it.
@@ -209,14 +263,30 @@ class Scene:
         region = region or self.whole
         if self._cache is not None:
             return _crop(self._cache, region)
-        if self.path.suffix.lower() in PHOTO_SUFFIXES:
-            return _crop(self._read_photo(), region)
+        if self.photo:
+            pixels, valid = _crop(self._read_photo(), region)
+        else:
+            pixels, valid = self._read_window(region)
+        if self.assumed is not None:
+            known = (pixels != self.assumed).any(0)
+            valid = known if valid is None else valid & known
+            valid = None if valid.all() else valid
+        if self.factor != 1:
+            pixels = pixels.astype(np.float32) * np.float32(self.factor)
+        return pixels, valid
+
+    @property
+    def photo(self) -> bool:
+        """Whether any window means decoding all of the file."""
+        return bool(self.mode) and self.path.suffix.lower() in PHOTO_SUFFIXES
+
+    def _read_window(self, region: Region) -> tuple[Pixels, Valid | None]:
         window = Window(region.col, region.row, region.width, region.height)
         try:
-            with quiet(), rasterio.open(self.path) as src:
-                pixels = src.read(list(self.indexes), window=window)
+            with opened(self.path) as src:
+                pixels = src.read(list(self.stored or self.indexes), window=window)
                 valid = self._valid(src, window, pixels)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise undecodable(self.path, error) from error
         if pixels.dtype.kind == "f":
             finite = np.isfinite(pixels).all(0)
@@ -230,20 +300,37 @@ class Scene:
         if ColorInterp.alpha in src.colorinterp and self.alpha is None:
             # That band is data here, and the file's own mask would be made of it.
             return None if self.nodata is None else (pixels != self.nodata).any(0)
-        return src.dataset_mask(window=window) > 0
+        flags = src.mask_flag_enums[0]
+        if MaskFlags.nodata not in flags or MaskFlags.alpha in flags:
+            return src.dataset_mask(window=window) > 0
+        known = src.read_masks(list(self.stored or self.indexes), window=window) > 0
+        # A 0 beside data in other bands is a dark value, any other nodata is none.
+        return known.any(0) if self.nodata == 0 else known.all(0)
 
     def _read_photo(self) -> tuple[Pixels, Valid | None]:
+        pixels, valid = self._decode()
+        if self.indexes != tuple(range(1, len(pixels) + 1)):
+            pixels = pixels[[i - 1 for i in self.indexes]]
+        return pixels, valid
+
+    def _decode(self) -> tuple[Pixels, Valid | None]:
+        """All bands of a JPEG or PNG of 8 bits."""
+        if self.plain and not self.masked:
+            try:
+                decoded = decode_image(read_file(str(self.path))).numpy()
+            except RuntimeError:
+                pass  # Pillow says in which way it is damaged, or reads what is named wrongly
+            else:
+                if len(decoded) == len(self.mode) and decoded.dtype == np.uint8:
+                    return decoded, None
         try:
             with Image.open(self.path) as image:
-                if self.dtype != "uint8":
-                    return np.asarray(image).astype(self.dtype)[None], None
                 alpha = np.asarray(image.convert("RGBA"))[..., 3] if self.masked else None
-                pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, SyntaxError) as error:
+                pixels = np.asarray(image.convert(self.mode))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise undecodable(self.path, error) from error
-        if self.indexes != (1, 2, 3):
-            pixels = pixels[[i - 1 for i in self.indexes]]
-        return np.ascontiguousarray(pixels), None if alpha is None else alpha > 0
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return pixels, None if alpha is None else alpha > 0
 
     def keep(self) -> None:
         """Decode the file once and serve every later :meth:`read` from memory."""
@@ -265,22 +352,22 @@ def _choose(
         return available
     if missing := [i for i in wanted if i not in available]:
         raise BandMismatchError(
-            f"{path}: band {missing[0]} was asked for, there are {', '.join(map(str, available))}"
+            f"{path}: band {missing[0]} was asked for, there are {', '.join(map(str, available))}; "
+            "choose others with indexes=[...]"
+            + (", or set convert=True for three of grey" if available == (1,) else "")
         )
     return tuple(wanted)
 
 
-def quiet() -> "warnings.catch_warnings[None]":
-    """A file without georeferencing is a normal case here, not worth a warning for each read."""
-    return warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning)
+def _check_size(path: Path, height: int, width: int) -> None:
+    if max(height, width) < 2:
+        raise ImageReadError(f"{path}: has a single pixel; copy or download it again, or remove it")
 
 
-def undecodable(path: str | Path, error: BaseException) -> ImageReadError:
-    """The error for a file whose header can be read and whose pixels cannot."""
-    return ImageReadError(
-        f"{path}: cannot be decoded ({one_line(error)}); the file looks damaged or truncated, copy "
-        "or download it again"
-    )
+@lru_cache(maxsize=64)
+def _crs(wkt: str) -> CRS:
+    """Parsing takes longer than reading the header around it."""
+    return CRS.from_user_input(wkt)
 
 
 def same_bands(scenes: Sequence[Scene]) -> int:
@@ -326,25 +413,6 @@ def median_gsd(scenes: Sequence[Scene]) -> float | None:
     """Median ground sampling distance in metres of the georeferenced scenes."""
     known = [s.gsd for s in scenes if s.gsd is not None]
     return median(known) if known else None
-
-
-def grid(region: Region, size: int) -> list[Region]:
-    """Squares of ``size`` that cover a region once, row by row; the last ones stick out."""
-    return [
-        Region(row, col, size, size)
-        for row in range(region.row, region.row + region.height, size)
-        for col in range(region.col, region.col + region.width, size)
-    ]
-
-
-def clip(window: Region, region: Region) -> Region:
-    """The part of a window that lies in a region that contains its first pixel."""
-    return Region(
-        window.row,
-        window.col,
-        min(window.height, region.row + region.height - window.row),
-        min(window.width, region.col + region.width - window.col),
-    )
 
 
 def to_display(image: Tensor) -> npt.NDArray[np.float32]:

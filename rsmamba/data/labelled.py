@@ -16,9 +16,9 @@ from rsmamba.data.images import IGNORE, Region, band_names, clip, grid, same_ban
 from rsmamba.data.labels import Classes, Mask, load_labels
 from rsmamba.data.listing import IMAGE_SUFFIXES, Paths, find_files
 from rsmamba.data.normalisation import rgb_positions
+from rsmamba.data.opening import BadFiles, open_scenes
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery
-from rsmamba.data.scenes import BadFiles, open_scenes
 from rsmamba.errors import ConfigError, DataNotFoundError, LabelError
 
 #: Draws for one training window before giving up on finding a labelled pixel.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from torchgeo.datasets.utils import Sample
 from rsmamba.data.images import IGNORE, to_display
 from rsmamba.gis.style import palette
 
+#: Classes that a legend names at most.
+LEGEND = 40
 #: Scores below this are not drawn.
 LEAST_SCORE = 0.5
 #: What a sample may be judged by: key of the truth -> title of its panel.
@@ -58,19 +61,24 @@ def plot_samples(
         wide = min(4, math.ceil(math.sqrt(len(rows))))
         flat = [row[0] for row in rows]
         rows = [flat[i : i + wide] for i in range(0, len(flat), wide)]
-    figure = Figure(figsize=(3 * wide, 3.25 * len(rows) + 0.5), layout="constrained")
+    width = max(3 * wide, 5)  # narrower, legends and titles are cut off
+    figure = Figure(figsize=(width, 3.25 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), wide, squeeze=False)
     for row, cells in zip(axes, rows, strict=True):
         for axis in row:
             axis.axis("off")
         for axis, panel in zip(row, cells, strict=False):
             panel.draw(axis, show_titles)
-    if any("mask" in s or _is_mask(s.get("prediction")) for s in samples) and classes:
+    if classes and any(_has_masks(sample) for sample in samples):
         chosen = tuple(colours) or tuple(palette(len(classes)))
         handles = [Patch(color=c, label=n) for c, n in zip(chosen, classes, strict=False)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+        longest = max(map(len, classes))
+        columns = max(1, min(len(handles), int(width * 10 / (longest + 6))))
+        figure.legend(
+            handles=handles[:LEGEND], loc="outside lower center", ncols=columns, fontsize="small"
+        )
     if suptitle is not None:
-        figure.suptitle(suptitle)
+        figure.suptitle("\n".join(wrap(suptitle, int(width * 11))))
     return figure
 
 
@@ -143,6 +151,12 @@ def _panels(
         titles = [_in_words(sample, classes), *titles[1:]]
     panels = [_Panel(p, t) for p, t in zip(pictures, titles, strict=True)]
     return panels + [_Panel(coloured(mask, colours), title) for title, mask in masks]
+
+
+def _has_masks(sample: Sample) -> bool:
+    """Whether colours stand for classes; boxes have their names on them."""
+    boxes = "bbox_xyxy" in sample or "prediction_bbox_xyxy" in sample
+    return not boxes and any(_is_mask(sample.get(key)) for key in _MASKS)
 
 
 def _is_mask(value: Any) -> bool:

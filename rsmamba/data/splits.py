@@ -55,27 +55,51 @@ def stratified_split(
         raise ConfigError(
             f"train_ratio={train_ratio} must lie between 0 and 1, val_ratio={val_ratio} in [0, 1)"
         )
-    leader = {name: group[0] for group in map(sorted, together) for name in group}
+    together = list(together)
+    seen, test = divide(classes, train_ratio, seed, together)
+    val, train = divide({name: classes[name] for name in seen}, val_ratio, seed, together)
+    have = [{classes[name] for name in part} for part in (train, test)]
+    if poor := sorted(set(classes.values()) - (have[0] & have[1])):
+        count = sum(label == poor[0] for label in classes.values())
+        raise ConfigError(
+            f"class {poor[0]!r} has {count} images, too few for train_ratio={train_ratio} "
+            f"and val_ratio={val_ratio}"
+        )
+    return {"train": train, "val": val, "test": test}
+
+
+def divide(
+    classes: Mapping[str, str], share: float, seed: int, together: Iterable[Sequence[str]] = ()
+) -> tuple[list[str], list[str]]:
+    """Take ``round(n * share)`` names of each class of n, and leave the others.
+
+    Args:
+        classes: Name -> class.
+        share: In [0, 1].
+        seed: Number of the order in which they are taken.
+        together: Groups of names, each within one class, that must not be separated; a group that
+            does not fit into the share is left whole.
+
+    Returns:
+        Sorted names taken, sorted names left.
+    """
+    groups = [sorted(name for name in group if name in classes) for group in together]
+    leader = {name: group[0] for group in groups for name in group}
     by_class: dict[str, list[str]] = defaultdict(list)
     for name in sorted(classes):
         by_class[classes[name]].append(name)
-
-    split: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for label, names in by_class.items():
+    taken: list[str] = []
+    left: list[str] = []
+    for names in by_class.values():
         units: dict[str, list[str]] = defaultdict(list)
         for name in names:
             units[leader.get(name, name)].append(name)
         ordered = [units[key] for key in sorted(units, key=lambda key: rank(key, seed))]
-        seen, test = _fill(ordered, round(len(names) * train_ratio))
-        val, train = _fill(seen, round(sum(map(len, seen)) * val_ratio))
-        if not train or not test:
-            raise ConfigError(
-                f"class {label!r} has {len(names)} images, too few for train_ratio={train_ratio} "
-                f"and val_ratio={val_ratio}"
-            )
-        for part, chosen in (("train", train), ("val", val), ("test", test)):
-            split[part] += [name for unit in chosen for name in unit]
-    return {part: sorted(names) for part, names in split.items()}
+        for part, chosen in zip(
+            (taken, left), _fill(ordered, round(len(names) * share)), strict=True
+        ):
+            part += [name for unit in chosen for name in unit]
+    return sorted(taken), sorted(left)
 
 
 def _fill(units: list[list[str]], capacity: int) -> tuple[list[list[str]], list[list[str]]]:

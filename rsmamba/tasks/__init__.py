@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 from rsmamba.lazy import lazy
 
 if TYPE_CHECKING:
+    from rsmamba.tasks.change import ChangeDetection
     from rsmamba.tasks.classify import SceneClassification
     from rsmamba.tasks.pretrain import RoMAPretraining
     from rsmamba.tasks.segment import SemanticSegmentation
 
-__all__ = ("RoMAPretraining", "SceneClassification", "SemanticSegmentation")
+__all__ = ("ChangeDetection", "RoMAPretraining", "SceneClassification", "SemanticSegmentation")
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "ChangeDetection": "change",
         "RoMAPretraining": "pretrain",
         "SceneClassification": "classify",
         "SemanticSegmentation": "segment",

@@ -22,12 +22,13 @@ from rsmamba.tasks.checks import input_bands
 _LOG = logging.getLogger(__name__)
 _REMEDY = "name the data's bands (bands of the Register callback), or take other weights"
 
-#: What stock TorchGeo tasks train. `rsmamba map` reads all but backbones, which are to be trained
-#: further.
+#: What stock TorchGeo tasks train.
 _TORCHGEO_TASKS: dict[str, TaskName] = {
     "SemanticSegmentation": "segmentation",
     "Classification": "classification",
     "ChangeDetection": "change",
+    "ObjectDetection": "detection",
+    "InstanceSegmentation": "detection",
     "BYOL": "backbone",
     "MoCo": "backbone",
     "SimCLR": "backbone",

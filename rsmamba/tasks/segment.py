@@ -7,6 +7,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
+from torchmetrics import MetricCollection
 
 from rsmamba.errors import ConfigError, LabelError
 from rsmamba.models.checkpoints import load_backbone
@@ -151,8 +152,12 @@ class SemanticSegmentation(EpochMetrics, BaseTask):
         height, width = image.shape[-2:]
         padding = (-width % _STRIDE, -height % _STRIDE)
         padded = nn.functional.pad(image, (0, padding[0], 0, padding[1]), mode="replicate")
-        logits: Tensor = self.model(padded if any(padding) else image)
-        return logits[..., :height, :width]
+        return self._logits(padded if any(padding) else image)[..., :height, :width]
+
+    def _logits(self, image: Tensor) -> Tensor:
+        """Logits of images whose sides are whole multiples of the stride."""
+        logits: Tensor = self.model(image)
+        return logits
 
     def setup(self, stage: str) -> None:
         """Refuse data whose classes are not the head's, before the first step."""
@@ -188,11 +193,15 @@ class SemanticSegmentation(EpochMetrics, BaseTask):
         logits = self(batch["image"]).float()
         if (batch["mask"] != self.hparams["ignore_index"]).any():
             self.log("val_loss", self.loss(logits, batch["mask"]), batch_size=len(logits))
-        self.val_metrics.update(logits, batch["mask"])
+        self._count(self.val_metrics, logits, batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Metrics of one test batch."""
-        self.test_metrics.update(self(batch["image"]).float(), batch["mask"])
+        self._count(self.test_metrics, self(batch["image"]).float(), batch)
+
+    def _count(self, metrics: MetricCollection, logits: Tensor, batch: dict[str, Tensor]) -> None:
+        """Add a batch to the metrics of an epoch."""
+        metrics.update(logits, batch["mask"])
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities (B, K, H, W)."""

@@ -118,6 +118,9 @@ def test_every_recipe_is_complete_and_commented(name):
     assert text.startswith("# ")
     callbacks = [entry["class_path"] for entry in recipe["trainer"]["callbacks"]]
     assert "rsmamba.tasks.callbacks.WriteModelSpec" in callbacks
+    # of a million images nobody wants the hashes
+    assert ("rsmamba.tasks.callbacks.WriteManifest" in callbacks) != ("imagenet" in name)
+    assert sum("#" in line for line in text.splitlines() if ":" in line) >= 10
 
 
 def test_the_probe_recipe_trains_tests_and_leaves_a_checkpoint(tmp_path):
@@ -132,5 +135,7 @@ def test_the_probe_recipe_trains_tests_and_leaves_a_checkpoint(tmp_path):
     assert main.run(["fit", PROBE, save, *small]) == 0
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     assert checkpoint.is_file()
+    options = (tmp_path / "config.yaml").read_text()
     limit = "--trainer.limit_test_batches=1"
     assert main.run(["test", PROBE, save, f"--ckpt_path={checkpoint}", limit, *small]) == 0
+    assert (tmp_path / "config.yaml").read_text() == options  # still those of the training

@@ -189,7 +189,10 @@ def test_files_that_are_no_spec_are_refused(tmp_path):
     for text, message in (
         ("{", "not readable as JSON"),
         ("[1]", "not a JSON object"),
-        ('{"rsmamba_stats": 1, "bands": [{"name": "red"}]}', "incomplete statistics.*rsmamba stats"),
+        (
+            '{"rsmamba_stats": 1, "bands": [{"name": "red"}]}',
+            "incomplete statistics.*rsmamba stats",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(SpecError, match=f"x.json.*{message}"):

@@ -84,8 +84,6 @@ def test_the_splits_are_written_beside_the_run(trainer, tmp_path):
 def test_a_data_module_without_a_manifest_leaves_no_file(masks, trainer, tmp_path):
     task = SemanticSegmentation(labels=["background", "building"], **SEGMENT)
     path = tmp_path / "m.json"
-    run = trainer(
-        callbacks=[WriteManifest(str(path))], limit_val_batches=0, limit_train_batches=1
-    )
+    run = trainer(callbacks=[WriteManifest(str(path))], limit_val_batches=0, limit_train_batches=1)
     run.fit(task, masks)
     assert not path.exists()
