@@ -8,12 +8,9 @@ no AID; it is given the class that is written in its manner, resized as its UC M
 """
 
 import argparse
-import os
 import shutil
-import statistics
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,6 +21,7 @@ import numpy as np
 import rasterio
 import torch
 import torchvision.transforms.functional as TF
+from loaders import compare
 from PIL import Image
 from torchgeo.datamodules import EuroSATDataModule as StockEuroSAT
 from torchgeo.datamodules import NonGeoDataModule
@@ -102,39 +100,6 @@ def write_splits(pattern: Path, images: Sequence[tuple[str, str]]) -> None:
         seen[label] += 1
     for part, names in lists.items():
         Path(str(pattern).format(part)).write_text("\n".join(names) + "\n")
-
-
-def epoch(loader: Any) -> float:
-    """Milliseconds per image of one pass."""
-    start, seen = time.perf_counter(), 0
-    for batch in loader:
-        seen += len(batch["label"])
-        assert batch["image"].dtype == torch.float32
-    return 1e3 * (time.perf_counter() - start) / seen
-
-
-def compare(name: str, modules: dict[str, Any], repeats: int) -> None:
-    """Time both loaders in turn and print a line."""
-    loaders = {}
-    for who, module in modules.items():
-        module.setup("fit")
-        loaders[who] = module.train_dataloader()
-        epoch(loaders[who])  # starts the workers, fills the page cache
-    times: dict[str, list[float]] = {who: [] for who in loaders}
-    load = [os.getloadavg()[0]]
-    for _ in range(repeats):
-        for who, loader in loaders.items():
-            times[who].append(epoch(loader))
-    load.append(os.getloadavg()[0])
-    least = {who: min(ms) for who, ms in times.items()}
-    middle = {who: statistics.median(ms) for who, ms in times.items()}
-    print(
-        f"{name:<46} "
-        + "  ".join(f"{who} min {least[who]:6.3f} median {middle[who]:6.3f} ms" for who in times)
-        + f"  ratio {least['torchgeo'] / least['rsmamba']:.2f} of minima, "
-        + f"{middle['torchgeo'] / middle['rsmamba']:.2f} of medians"
-        + f"  load {load[0]:.1f}-{load[1]:.1f}"
-    )
 
 
 def cases(shared: Path, scratch: Path, count: int) -> Iterator[Case]:
