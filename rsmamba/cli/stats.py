@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from rsmamba.data.collection import SceneCollection
-    from rsmamba.data.images import band_names, same_bands
+    from rsmamba.data.images import band_names, common_factor, same_bands
     from rsmamba.data.opening import BadFiles, Reading
     from rsmamba.data.sampling import measure
     from rsmamba.errors import ConfigError, DataNotFoundError
@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.images[0]}: no valid pixel in {found.images} images; is everything nodata?"
         )
     report = {**describe(names, found), "files_found": len(images)}
+    report["scale"] = common_factor(images.examples())
     report["sampled"] = args.sample is not None and args.sample < len(images)
     report["bad_files"] = [str(path) for path in bad.reasons]
     if not args.quiet:

@@ -109,7 +109,7 @@ class SceneCollection(Sequence[Scene]):
             large._probe()
             return large
         paths = [files.paths(i) for i in range(len(files))]
-        opened = open_scenes(paths, bad, cache=cache, reading=reading)
+        opened = open_scenes(paths, bad, reading, cache)
         return cls(files, reading, bad, opened)
 
     @classmethod

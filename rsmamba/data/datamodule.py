@@ -50,6 +50,8 @@ class DataModule(NonGeoDataModule):
     colours: tuple[str, ...] = ()
     gsd: float | None = None
     nodata: float | None = None
+    #: What stored values are multiplied with, if it is the same for all images; else 1.
+    factor: float = 1.0
     #: Dates in a sample: 2 for pairs, whose images are (T, C, H, W).
     dates: int = 1
 
@@ -89,7 +91,7 @@ class DataModule(NonGeoDataModule):
             ConfigError: If a deviation is not positive.
         """
         if spec is not None:
-            mean, std = read_normalisation(spec, self.bands)
+            mean, std = read_normalisation(spec, self.bands, self.factor)
         self.mean = torch.as_tensor(mean, dtype=torch.float32)
         self.std = torch.as_tensor(std, dtype=torch.float32)
         if not len(self.mean) == len(self.std) == len(self.bands):

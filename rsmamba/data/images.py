@@ -300,7 +300,7 @@ class Scene:
         if ColorInterp.alpha in src.colorinterp and self.alpha is None:
             # That band is data here, and the file's own mask would be made of it.
             return None if self.nodata is None else (pixels != self.nodata).any(0)
-        flags = src.mask_flag_enums[0]
+        flags = src.mask_flag_enums[(self.stored or self.indexes)[0] - 1]
         if MaskFlags.nodata not in flags or MaskFlags.alpha in flags:
             return src.dataset_mask(window=window) > 0
         known = src.read_masks(list(self.stored or self.indexes), window=window) > 0
@@ -407,6 +407,12 @@ def common_nodata(scenes: Sequence[Scene]) -> float | None:
     """The nodata value if all scenes declare the same one."""
     values = {s.nodata for s in scenes}
     return values.pop() if len(values) == 1 else None
+
+
+def common_factor(scenes: Sequence[Scene]) -> float:
+    """What the stored values of all scenes are multiplied by on reading; 1 if they differ."""
+    factors = {s.factor for s in scenes}
+    return factors.pop() if len(factors) == 1 else 1.0
 
 
 def median_gsd(scenes: Sequence[Scene]) -> float | None:

@@ -1,7 +1,7 @@
 """A user's own scenes with masks or polygons: data set and data module for segmentation."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from rsmamba.data.images import IGNORE, Region, band_names, clip, grid, same_ban
 from rsmamba.data.labels import Classes, Mask, load_labels
 from rsmamba.data.listing import IMAGE_SUFFIXES, Paths, find_files
 from rsmamba.data.normalisation import rgb_positions
-from rsmamba.data.opening import BadFiles, open_scenes
+from rsmamba.data.opening import BadFiles, Reading, open_scenes
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery
 from rsmamba.errors import ConfigError, DataNotFoundError, LabelError
@@ -49,6 +49,9 @@ class LabelledScenes(NonGeoDataset):
         seed: Seed of the random windows.
         indexes: 1-based bands to read; all but alpha if None.
         bands: Their names; red, green, blue for three if None.
+        scales: What the values of each stored type are multiplied with, such as ``{uint8: 1,
+            uint16: 0.0255}``; None for images of one type, as they are.
+        nodata: Stored value that means "no observation" in images that declare nothing of the kind.
         cache: Keep decoded images in memory; "auto" does so below 512 MiB.
         transforms: Applied to each sample.
 
@@ -74,16 +77,20 @@ class LabelledScenes(NonGeoDataset):
         seed: int = 0,
         indexes: Sequence[int] | None = None,
         bands: Sequence[str] | None = None,
+        scales: Mapping[str, float] | None = None,
+        nodata: float | None = None,
         cache: bool | Literal["auto"] = "auto",
         transforms: Any = None,
     ) -> None:
         if patch_size < 1:
             raise ConfigError(f"patch_size={patch_size} must be positive")
+        chosen = None if indexes is None else tuple(indexes)
+        reading = Reading(chosen, scales, nodata=nodata)
         found = find_files(images, IMAGE_SUFFIXES)
         paths = [p for p in found if not p.stem.endswith(".mask")]
         if not paths:
             raise DataNotFoundError(f"{images}: holds masks only, no images")
-        self.scenes = open_scenes(paths, BadFiles(0), indexes, cache)
+        self.scenes = open_scenes(paths, BadFiles(0), reading, cache)
         self.bands = band_names(bands, same_bands(self.scenes))
         self.labels = load_labels(
             labels, self.scenes, attribute=attribute, classes=classes, background=background

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rsmamba.data.areas import Area, Part, hold_out, inside, tiles, warn_of_overlap
 from rsmamba.data.augment import SegmentationAugmentation
 from rsmamba.data.datamodule import DataModule
-from rsmamba.data.images import common_nodata, median_gsd
+from rsmamba.data.images import common_factor, common_nodata, median_gsd
 from rsmamba.data.labelled import LabelledScenes
 from rsmamba.data.listing import Paths, common_root
 from rsmamba.data.sampling import Statistic, statistics
@@ -46,6 +46,9 @@ class LabelledScenesDataModule(DataModule):
         colour_jitter: Vary contrast and brightness of training windows by up to this much.
         indexes: 1-based bands to read; all but alpha if None.
         bands: Their names; red, green, blue for three if None.
+        scales: What the values of each stored type are multiplied with, such as ``{uint8: 1,
+            uint16: 0.0255}``; None for images of one type, as they are.
+        nodata: Stored value that means "no observation" in images that declare nothing of the kind.
         mean: Mean per band in pixel units; "auto": of the training pixels that are valid.
         std: Deviation per band in pixel units; "auto": likewise.
         spec: Checkpoint, ModelSpec or output of ``rsmamba stats`` whose mean and deviation are
@@ -77,6 +80,8 @@ class LabelledScenesDataModule(DataModule):
         colour_jitter: float = 0.1,
         indexes: Sequence[int] | None = None,
         bands: Sequence[str] | None = None,
+        scales: dict[str, float] | None = None,
+        nodata: float | None = None,
         mean: Statistic = "auto",
         std: Statistic = "auto",
         spec: str | Path | None = None,
@@ -94,6 +99,8 @@ class LabelledScenesDataModule(DataModule):
             patch_size=patch_size,
             indexes=indexes,
             bands=bands,
+            scales=scales,
+            nodata=nodata,
             cache=cache,
         )
         self.patch_size, self.length = patch_size, length
@@ -189,6 +196,7 @@ class LabelledScenesDataModule(DataModule):
         scenes = data.scenes
         self.bands, self.classes = data.bands, data.classes
         self.gsd, self.nodata = median_gsd(scenes), common_nodata(scenes)
+        self.factor = common_factor(scenes)
         if self.spec is None:
             regions = [(scenes[i], region) for i, region in train]
             self.set_normalisation(*statistics(self._mean, self._std, regions))

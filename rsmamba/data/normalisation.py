@@ -21,7 +21,9 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 STATS_KEY = "rsmamba_stats"
 
 
-def read_normalisation(path: str | Path, bands: Sequence[str]) -> tuple[Tensor, Tensor]:
+def read_normalisation(
+    path: str | Path, bands: Sequence[str], factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation of bands from a model's spec or from ``rsmamba stats``.
 
     Args:
@@ -29,9 +31,11 @@ def read_normalisation(path: str | Path, bands: Sequence[str]) -> tuple[Tensor, 
             JSON, or what ``rsmamba stats --out`` wrote.
         bands: Names of the data's bands, which are looked up by their meaning
             (:mod:`rsmamba.sensors`), or else by their name.
+        factor: What stored values are multiplied with before they are normalised.
 
     Returns:
-        Mean (C,) and deviation (C,), float32, in pixel units, in the order of ``bands``.
+        Mean (C,) and deviation (C,), float32, of stored values times ``factor``, in the order of
+        ``bands``.
 
     Raises:
         DataNotFoundError: If there is no such file.
@@ -46,10 +50,10 @@ def read_normalisation(path: str | Path, bands: Sequence[str]) -> tuple[Tensor, 
         spec = read_spec(path)
         names, mean, std, scale = spec.bands, spec.mean, spec.std, spec.scale
     order = _positions(path, tuple(bands), tuple(names))
-    # The spec's values are those after the scale: (v * scale - mean) / std.
+    # The file's values are those after its scale: (v * scale - mean) / std.
     return (
-        torch.tensor([mean[i] / scale for i in order], dtype=torch.float32),
-        torch.tensor([std[i] / scale for i in order], dtype=torch.float32),
+        torch.tensor([mean[i] / scale * factor for i in order], dtype=torch.float32),
+        torch.tensor([std[i] / scale * factor for i in order], dtype=torch.float32),
     )
 
 
@@ -69,7 +73,7 @@ def _from_json(path: Path) -> tuple[Sequence[str], Sequence[float], Sequence[flo
             [str(band["name"]) for band in each],
             [float(band["mean"]) for band in each],
             [float(band["std"]) for band in each],
-            1.0,
+            float(content.get("scale", 1.0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(

@@ -152,28 +152,22 @@ class Reading:
 def open_scenes(
     paths: Sequence[Path | Sequence[Path]],
     bad: BadFiles,
-    indexes: Sequence[int] | None = None,
+    reading: Reading,
     cache: Cache = "auto",
-    *,
-    reading: Reading | None = None,
 ) -> list[Scene]:
     """Read all headers, and all pixels of a set that is small enough to be kept in memory.
 
     Args:
         paths: The files of each image.
         bad: Where bad files are counted.
-        indexes: 1-based bands to read; all but alpha if None.
+        reading: How to read them. All images must store the same type, unless it has ``scales``.
         cache: Whether to keep the pixels in memory; "auto" below 512 MiB.
-        reading: How to read instead. Then all images must store the same type, unless it has
-            ``scales``.
 
     Raises:
         ImageReadError: If more files are unreadable than tolerated.
         BandMismatchError: If more images than tolerated differ in bands, or in the stored type.
         DataNotFoundError: If no readable image is left.
     """
-    one_type = reading is not None and reading.scales is None
-    reading = reading or Reading(None if indexes is None else tuple(indexes))
     scenes: list[Scene] = []
     for entry in paths:
         files = [entry] if isinstance(entry, Path) else entry
@@ -181,7 +175,7 @@ def open_scenes(
             scenes.append(reading.open(files))
         except BAD as error:
             bad.add(files[0], error)
-    scenes = alike(scenes, bad, one_type)
+    scenes = alike(scenes, bad, reading.scales is None)
     if cache is True or (cache == "auto" and sum(s.nbytes for s in scenes) <= CACHE_BYTES):
         kept = []
         for scene in scenes:

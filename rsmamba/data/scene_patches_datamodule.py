@@ -9,7 +9,7 @@ import numpy as np
 
 from rsmamba.data.collection import SceneCollection
 from rsmamba.data.datamodule import DataModule
-from rsmamba.data.images import band_names, common_nodata, median_gsd, same_bands
+from rsmamba.data.images import band_names, common_factor, common_nodata, median_gsd, same_bands
 from rsmamba.data.listing import Paths, VsiPath, common_root
 from rsmamba.data.many_names import hold_back
 from rsmamba.data.opening import BadFiles, Cache, Reading
@@ -136,7 +136,6 @@ class ScenePatchesDataModule(DataModule):
         self._bands, self._mean, self._std, self.spec = bands, mean, std, spec
         self._bad = BadFiles(max_bad_files)
         self.bands: tuple[str, ...] = ()
-        self.factor = 1.0
         self._splits: dict[str, SceneCollection] | None = None
 
     @property
@@ -235,8 +234,7 @@ class ScenePatchesDataModule(DataModule):
         """Set what is known of the data."""
         examples = train.examples()
         self.gsd, self.nodata = median_gsd(examples), common_nodata(examples)
-        factors = {scene.factor for scene in examples}
-        self.factor = factors.pop() if len(factors) == 1 else 1.0
+        self.factor = common_factor(examples)
         self.bands = band_names(self._bands, same_bands(examples))
         try:
             self._normalise(train)

@@ -236,6 +236,7 @@ def build_spec(
         bands=_bands(task, data, bands, channels),
         mean=_per_band(getattr(data, "mean", 0.0), channels),
         std=_per_band(getattr(data, "std", 1.0), channels),
+        scale=getattr(data, "factor", 1.0),
         nodata=getattr(data, "nodata", None),
         gsd=gsd if gsd is not None else getattr(data, "gsd", None),
         image_size=sizes,

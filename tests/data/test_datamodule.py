@@ -174,6 +174,20 @@ def test_a_spec_gives_its_bands_in_the_datas_order_and_pixel_units(name, tmp_pat
     torch.testing.assert_close(mean, torch.tensor([4000.0, 3000.0]))
 
 
+def test_a_factor_of_the_data_applies_to_what_a_spec_says_of_stored_values(tmp_path):
+    path = tmp_path / "spec.json"
+    path.write_text(SPEC.to_json())
+    module = Module()
+    module.factor = 0.01
+    module.set_normalisation((), (), path)
+    torch.testing.assert_close(module.mean, torch.tensor([30.0, 20.0, 10.0]))
+    stats = tmp_path / "stats.json"
+    bands = [{"name": "red", "mean": 5.0, "std": 2.0}]
+    stats.write_text(json.dumps({"rsmamba_stats": 1, "bands": bands, "scale": 0.01}))
+    mean, std = read_normalisation(stats, ("red",), 0.01)
+    assert mean.item() == pytest.approx(5.0) and std.item() == pytest.approx(2.0)
+
+
 def test_statistics_are_read_by_the_names_of_bands_that_mean_nothing(tmp_path):
     path = tmp_path / "stats.json"
     bands = [{"name": f"band_{i}", "mean": i, "std": 1 + i} for i in (1, 2)]

@@ -562,6 +562,29 @@ def test_different_bands_are_refused_listing_files(root):
         scenes(root)
 
 
+def test_images_of_different_depth_need_a_rule(root):
+    path = root / "images/s00.tif"
+    deep = noise(64, 64, seed=0).astype(np.uint16) * 40
+    write(path, deep)
+    with pytest.raises(BandMismatchError, match=r"uint16 in s00\.tif.*scales="):
+        scenes(root)
+    data = scenes(root, scales={"uint8": 1.0, "uint16": 1 / 40})
+    np.testing.assert_allclose(data[0]["image"], deep / 40, rtol=1e-6)
+    one = scenes(root, scales={"uint8": 0.5, "uint16": 0.0125})[1]["image"]
+    np.testing.assert_allclose(one, noise(64, 64, seed=1) * 0.5)
+
+
+def test_undeclared_nodata_can_be_named(tmp_path):
+    pixels = noise(64, 64)
+    pixels[:, :10] = 0
+    fake_root = tmp_path / "d"
+    make(fake_root, rows=1, cols=2)
+    write(fake_root / "images/s00.tif", pixels)
+    plain, told = scenes(fake_root)[0]["mask"], scenes(fake_root, nodata=0)[0]["mask"]
+    assert (plain[:10] != 255).all()
+    assert (told[:10] == 255).all() and torch.equal(told[10:], plain[10:])
+
+
 def test_masks_that_do_not_fit_are_refused(root, tmp_path):
     images, masks = root / "images", tmp_path / "masks"
     one = images / "s00.tif"

@@ -87,3 +87,11 @@ def test_a_data_module_without_a_manifest_leaves_no_file(masks, trainer, tmp_pat
     run = trainer(callbacks=[WriteManifest(str(path))], limit_val_batches=0, limit_train_batches=1)
     run.fit(task, masks)
     assert not path.exists()
+
+
+def test_a_factor_of_the_data_ends_up_in_the_spec(scenes):
+    scenes.factor = 0.0001
+    task = SceneClassification(num_classes=3, model_kwargs={"img_size": 32, "depth": 4})
+    assert build_spec(task, scenes).scale == 0.0001
+    del scenes.factor
+    assert build_spec(task, scenes).scale == 1.0
