@@ -281,6 +281,15 @@ def check_bands(
         raise BandMismatchError(f"{where}: the {'order' if same else 'list'} of bands is {both}")
 
 
+def labels_of(names: Sequence[str | None]) -> tuple[str | None, ...]:
+    """What each of a list of names means: :attr:`Band.label`; None where that is not known.
+
+    Args:
+        names: Names of any kind; None and mere numbers (``band_3``) say nothing.
+    """
+    return tuple(_meaning(name, names)[1] for name in names)
+
+
 def _meaning(name: str | None, names: Sequence[str | None]) -> tuple[str, str | None]:
     """A name for comparison, empty if it says nothing, and the label of the band it is known as."""
     if name is None or _PLACEHOLDER.fullmatch(name.strip().lower()):

@@ -43,9 +43,9 @@ def pairs(**options):
     return {"data.patch_size": 32, "data.length": 4, **TINY_PYRAMID, **options}
 
 
-def classify(**options):
+def classify(num_classes, **options):
     small = {"model.model": "roma_tiny_patch16", "model.model_kwargs": {"img_size": 32, "depth": 2}}
-    return {"model.num_classes": 3, "data.image_size": 32, **small, **options}
+    return {"model.num_classes": num_classes, "data.image_size": 32, **small, **options}
 
 
 SMALL_ROMA = {
@@ -63,23 +63,24 @@ SMALL_ROMA = {
 CASES = {
     "pretrain/millionaid": Case(millionaid.make, SMALL_ROMA),
     "pretrain/scenes": Case(scenes.make, SMALL_ROMA, fast=True),
-    "classify/aid_finetune": Case(aid.make, classify()),
+    "classify/aid_finetune": Case(aid.make, classify(30)),
     "classify/aid_probe": Case(
-        aid.make, classify(**{"model.model_kwargs": {"img_size": 32, "depth": 4}})
+        aid.make, classify(30, **{"model.model_kwargs": {"img_size": 32, "depth": 4}})
     ),
-    "classify/eurosat_finetune": Case(eurosat.make, classify()),
+    "classify/eurosat_finetune": Case(eurosat.make, classify(10)),
     "classify/imagenet_finetune": Case(
         image_folder.make,
         classify(
+            3,
             **{
                 "model.model": "spatial_mamba_tiny",
                 "model.model_kwargs": {"depths": [1, 1, 1, 1], "embed_dim": 16},
-            }
+            },
         ),
         fast=True,
     ),
-    "classify/resisc45_finetune": Case(resisc45.make, classify(**{"data.train_ratio": 0.5})),
-    "classify/ucmerced_finetune": Case(ucmerced.make, classify()),
+    "classify/resisc45_finetune": Case(resisc45.make, classify(45, **{"data.train_ratio": 0.5})),
+    "classify/ucmerced_finetune": Case(ucmerced.make, classify(21)),
     "change/levircd": Case(levircd.make, pairs()),
     "change/oscd": Case(oscd.make, pairs(), fast=True),
     "change/oscd_13bands": Case(oscd.make, pairs()),

@@ -55,6 +55,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--spec", type=Path, metavar="FILE", help="ModelSpec (JSON) of a checkpoint without one"
     )
     parser.add_argument(
+        "--bands",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="bands of the scene, from 1, in the order of the model's (default: all but alpha)",
+    )
+    parser.add_argument(
         "--assume-crs", metavar="CRS", help="reference system of a scene that has none: EPSG:32633"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
@@ -81,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         block=args.block,
         scores=args.scores,
+        bands=args.bands,
         assume_crs=args.assume_crs,
         device=args.device,
         bf16=args.bf16,

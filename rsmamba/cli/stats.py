@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from rsmamba.data.collection import SceneCollection
-    from rsmamba.data.images import band_names, common_factor, same_bands
+    from rsmamba.data.images import band_names, common_factor
     from rsmamba.data.opening import BadFiles, Reading
     from rsmamba.data.sampling import measure
     from rsmamba.errors import ConfigError, DataNotFoundError
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         assets=args.assets,
         up_front=False,
     )
-    names = band_names(args.bands, same_bands(images.examples()))
+    names = band_names(args.bands, images.examples())
     found = measure(_each(images, args.sample, args.quiet), bad.add)
     if not found.valid:
         raise DataNotFoundError(

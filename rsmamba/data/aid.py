@@ -7,6 +7,40 @@ from rsmamba.data.class_folders import ClassFolders
 from rsmamba.data.classification import ClassificationDataModule
 from rsmamba.data.torchgeo_aid import TorchGeoAID
 
+#: Folders of the classes, by index.
+CLASSES = (
+    "Airport",
+    "BareLand",
+    "BaseballField",
+    "Beach",
+    "Bridge",
+    "Center",
+    "Church",
+    "Commercial",
+    "DenseResidential",
+    "Desert",
+    "Farmland",
+    "Forest",
+    "Industrial",
+    "Meadow",
+    "MediumResidential",
+    "Mountain",
+    "Park",
+    "Parking",
+    "Playground",
+    "Pond",
+    "Port",
+    "RailwayStation",
+    "Resort",
+    "River",
+    "School",
+    "SparseResidential",
+    "Square",
+    "Stadium",
+    "StorageTanks",
+    "Viaduct",
+)
+
 
 class AID(ClassFolders, TorchGeoAID):
     """AID (:class:`~rsmamba.data.torchgeo_aid.TorchGeoAID`), for any list of its images and size.
@@ -17,6 +51,7 @@ class AID(ClassFolders, TorchGeoAID):
     """
 
     images_dir = TorchGeoAID.directory
+    known_classes = CLASSES
     remedy: ClassVar[str] = (
         "get AID.zip by hand from https://captain-whu.github.io/AID/ and put it into {root}, or "
         "unpack it there as AID/<Class>/<class>_<n>.jpg"

@@ -4,15 +4,18 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import lru_cache
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import median
 
 import geopandas as gpd
+import numpy as np
 import pyogrio
 import shapely
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError as ProjCRSError
+from pyproj.exceptions import ProjError
 from shapely.geometry.base import BaseGeometry
 
 from rsmamba.data.images import Region, Scene, grid
@@ -33,19 +36,40 @@ PIECES = 64
 #: Equal-area coordinates in metres that exist everywhere on Earth, poles included.
 WORLD = CRS.from_epsg(6933)
 LARGEST_BLOCK = 4096
+#: Share of the smaller of two images from which they show the same ground.
+LEAK = 1e-3
 
 
 def require_georeferencing(scenes: Sequence[Scene], why: str) -> None:
     """Refuse images that do not say where they are.
 
     Raises:
-        CRSError: If a scene lacks a coordinate system or a transform.
+        CRSError: If a scene lacks a coordinate system or a transform, or has coordinates that its
+            coordinate system has not.
     """
     if bad := [str(s.path) for s in scenes if s.crs is None or s.transform is None]:
         raise CRSError(
             f"no coordinate reference system or transform in {some(bad, 3)}, needed for {why}: "
             "assign one with `gdal_edit.py -a_srs EPSG:<code> -a_ullr <ulx> <uly> <lrx> <lry> FILE`"
         )
+    check_places(scenes)
+
+
+def check_places(scenes: Sequence[Scene]) -> None:
+    """Refuse images whose coordinates are none of their CRS, such as metres declared as degrees.
+
+    Images without georeferencing are passed over.
+
+    Raises:
+        CRSError: If the centre of an image is not on Earth.
+    """
+    for scene in scenes:
+        if _placed(scene):
+            _on_ground(scene, scene.width / 2, scene.height / 2)
+
+
+def _placed(scene: Scene) -> bool:
+    return scene.crs is not None and scene.transform is not None
 
 
 def footprint(scene: Scene, region: Region | None = None) -> BaseGeometry:
@@ -103,8 +127,9 @@ def read_area(area: Area, area_crs: str) -> gpd.GeoSeries:
         if frame.crs is None:
             raise CRSError(f"{path}: has no CRS; assign one with `ogr2ogr -a_srs EPSG:<code>`")
         return gpd.GeoSeries([frame.geometry.union_all()], crs=frame.crs)
-    if len(area) != 4 or not (area[0] < area[2] and area[1] < area[3]):
-        raise ConfigError(f"an area is [minx, miny, maxx, maxy], got {list(area)}")
+    numbers = [v for v in area if isinstance(v, int | float)]
+    if not len(area) == len(numbers) == 4 or not (area[0] < area[2] and area[1] < area[3]):
+        raise ConfigError(f"an area is [minx, miny, maxx, maxy] in numbers, got {list(area)}")
     minx, miny, maxx, maxy = map(float, area)
     try:
         return gpd.GeoSeries(
@@ -146,7 +171,12 @@ def inside(scenes: Sequence[Scene], area: Area, area_crs: str, name: str) -> set
 
 
 def outlines(scenes: Sequence[Scene], parts: Sequence[Part]) -> gpd.GeoDataFrame:
-    """Outlines of parts in longitude and latitude, with the file names: a table for a map."""
+    """Outlines of parts in longitude and latitude, with the file names: a table for a map.
+
+    Raises:
+        CRSError: If an image has coordinates that its coordinate system has not.
+    """
+    check_places([scenes[i] for i in {i for i, _ in parts}])
     shapes, names = [], []
     for i, region in parts:
         scene = scenes[i]
@@ -157,22 +187,30 @@ def outlines(scenes: Sequence[Scene], parts: Sequence[Part]) -> gpd.GeoDataFrame
 
 
 def warn_of_overlap(scenes: Sequence[Scene], splits: dict[str, list[Part]]) -> None:
-    """Warn if training parts show ground that is also validated or tested on."""
-    held = splits["val"] + splits["test"]
-    train = splits["train"]
-    if not train or not held or any(s.crs is None or s.transform is None for s in scenes):
-        return
-    ours, theirs = outlines(scenes, train), outlines(scenes, held)
-    a, b = shapely.STRtree(theirs.geometry.values).query(ours.geometry.values, "intersects")
-    shared = shapely.area(shapely.intersection(ours.geometry.values[a], theirs.geometry.values[b]))
-    leaks = shared > 1e-3 * shapely.area(ours.geometry.values[a])
-    if leaks.any():
-        first = leaks.argmax()
-        warnings.warn(
-            f"{len(set(a[leaks]))} training images show ground that is also in val or test, e.g. "
-            f"{ours.path.iloc[a[first]]} and {theirs.path.iloc[b[first]]}",
-            stacklevel=4,
-        )
+    """Warn if parts of two splits show the same ground: more than 0.1 % of the smaller of the two.
+
+    Raises:
+        CRSError: If an image has coordinates that its coordinate system has not.
+    """
+    tables = {}
+    for name in ("train", "val", "test"):
+        if placed := [part for part in splits.get(name, ()) if _placed(scenes[part[0]])]:
+            tables[name] = outlines(scenes, placed)
+    for one, other in combinations(tables, 2):
+        ours, theirs = tables[one].geometry.values, tables[other].geometry.values
+        a, b = shapely.STRtree(theirs).query(ours, "intersects")
+        shared = shapely.area(shapely.intersection(ours[a], theirs[b]))
+        # Of the smaller: little of a large image may be all of a small one.
+        smaller = np.minimum(shapely.area(ours[a]), shapely.area(theirs[b]))
+        leaks = shared > LEAK * smaller
+        if leaks.any():
+            paths, others = tables[one].path.values[a[leaks]], tables[other].path.values[b[leaks]]
+            warnings.warn(
+                f"{len(set(paths))} images of {one} show ground that is also in {other}, e.g. "
+                f"{paths[0]} ({one}) and {others[0]} ({other}): bring them into one split with "
+                "val_area or test_area, or leave one out",
+                stacklevel=4,
+            )
 
 
 def spatial_blocks(scenes: Sequence[Scene], block_size: int) -> dict[str, list[Part]]:
@@ -181,15 +219,18 @@ def spatial_blocks(scenes: Sequence[Scene], block_size: int) -> dict[str, list[P
     Images of less than two blocks to the side stay whole and belong to the cell of their centre;
     larger ones are cut into pieces of about a block. Images without georeferencing are
     each a cell of their own.
+
+    Raises:
+        CRSError: If an image has coordinates that its coordinate system has not.
     """
-    placed = [s for s in scenes if s.crs is not None and s.transform is not None]
+    placed = [s for s in scenes if _placed(s)]
     steps = [_pixel_on_ground(s) for s in placed]
     cell_x = block_size * median(x for x, _ in steps) if steps else 1.0
     cell_y = block_size * median(y for _, y in steps) if steps else 1.0
     cells: dict[str, list[Part]] = defaultdict(list)
     for i, scene in enumerate(scenes):
         for piece, region in enumerate(_pieces(scene.whole, block_size)):
-            if scene.crs is None or scene.transform is None:
+            if not _placed(scene):
                 cells[f"{scene.path.name}:{piece}"].append((i, region))
                 continue
             x, y = _on_ground(scene, region.col + region.width / 2, region.row + region.height / 2)
@@ -210,11 +251,29 @@ def _pieces(whole: Region, size: int) -> list[Region]:
 
 
 def _on_ground(scene: Scene, col: float, row: float) -> tuple[float, float]:
-    """A pixel's place in equal-area metres."""
-    assert scene.transform is not None  # noqa: S101 - callers ask for georeferenced scenes only
-    to_world = Transformer.from_crs(scene.crs, WORLD, always_xy=True)
-    x, y = to_world.transform(*(scene.transform @ (col, row)))
+    """A pixel's place in equal-area metres.
+
+    Raises:
+        CRSError: If it has none: its coordinates are not those of the CRS.
+    """
+    assert scene.crs is not None and scene.transform is not None  # noqa: S101 - as callers ask
+    own = scene.transform @ (col, row)
+    try:
+        x, y = _to_world(scene.crs).transform(*own)
+    except ProjError:  # a local CRS, which lies nowhere
+        x = y = math.inf
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise CRSError(
+            f"{scene.path}: its coordinates, x={own[0]:.10g} y={own[1]:.10g}, are not on Earth in "
+            f"its CRS {scene.crs.to_string()}: name the right one, "
+            "`gdal_edit.py -a_srs EPSG:<code> FILE`"
+        )
     return float(x), float(y)
+
+
+@lru_cache(maxsize=64)
+def _to_world(crs: CRS) -> Transformer:
+    return Transformer.from_crs(crs, WORLD, always_xy=True)
 
 
 def _pixel_on_ground(scene: Scene) -> tuple[float, float]:
@@ -243,6 +302,7 @@ def hold_out(
 
     Raises:
         ConfigError: If there are fewer than two blocks.
+        CRSError: If an image has coordinates that its coordinate system has not.
     """
     sizes = [block_size] if block_size else []
     size = LARGEST_BLOCK
@@ -256,9 +316,11 @@ def hold_out(
             break
     areas = {k: float(sum(region.area for _, region in v)) for k, v in cells.items()}
     if len(areas) < 2:
+        # Chosen blocks are as small as patch_size allows.
+        limit = f"block_size={block_size}" if block_size else f"patch_size={patch_size}"
         raise ConfigError(
             f"val_fraction={share} needs at least two blocks of {size} px, and all images lie in "
-            "one: add images, give val_area, or set block_size smaller or val_fraction to 0"
+            f"one: lower {limit}, add images, give val_area, or set val_fraction to 0"
         )
     held = take_share(areas, share, seed)
     kept = sorted((p for k, v in cells.items() if k not in held for p in v), key=_by_place)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.images import IGNORE
+from rsmamba.data.options import share
 
 
 class Normalise(nn.Module):
@@ -40,7 +41,11 @@ class ImageAugmentation(nn.Module):
         mean: Mean per band (C,).
         std: Deviation per band (C,).
         flips: Whether to flip and turn by quarters: overhead images have no upright.
-        colour_jitter: Scale and shift of the normalised values within -c to c; 0 for none.
+        colour_jitter: Scale and shift of the normalised values within -c to c, below 1; 0 for
+            none.
+
+    Raises:
+        ConfigError: If the jitter is out of range.
     """
 
     def __init__(
@@ -66,9 +71,13 @@ class SegmentationAugmentation(nn.Module):
     Args:
         mean: Mean per band (C,).
         std: Deviation per band (C,).
-        scale_jitter: Zoom by a factor within 1 / (1 + s) to 1 + s; 0 for none.
-        colour_jitter: Scale and shift of the normalised values within -c to c; 0 for none.
+        scale_jitter: Zoom by a factor within 1 / (1 + s) to 1 + s, 1 at most; 0 for none.
+        colour_jitter: Scale and shift of the normalised values within -c to c, below 1; 0 for
+            none.
         flips: Whether to flip and turn by quarters.
+
+    Raises:
+        ConfigError: If a jitter is out of range.
     """
 
     def __init__(
@@ -98,10 +107,21 @@ class SegmentationAugmentation(nn.Module):
         return {**batch, "image": moved, "mask": restored}
 
 
+def check_jitter(colour_jitter: float, scale_jitter: float = 0.0) -> None:
+    """Refuse jitter out of range, for data modules that build their augmentation later.
+
+    Raises:
+        ConfigError: If ``colour_jitter`` is outside [0, 1), or ``scale_jitter`` outside [0, 1].
+    """
+    share("colour_jitter", colour_jitter)
+    share("scale_jitter", scale_jitter, whole=True)
+
+
 def _steps(
     flips: bool, scale_jitter: float, colour_jitter: float, keys: list[str]
 ) -> K.AugmentationSequential | None:
     """The steps asked for; None for none."""
+    check_jitter(colour_jitter, scale_jitter)
     steps: list[Any] = []
     if flips:
         steps += [

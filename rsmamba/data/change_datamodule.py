@@ -10,11 +10,12 @@ from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
-from rsmamba.data.augment import SegmentationAugmentation
+from rsmamba.data.augment import SegmentationAugmentation, check_jitter
 from rsmamba.data.change import CLASSES, Pair
 from rsmamba.data.datamodule import DataModule
 from rsmamba.data.images import IGNORE, Region, clip
 from rsmamba.data.opening import CACHE_BYTES
+from rsmamba.data.options import positive
 from rsmamba.data.sampling import Lottery, Statistic, statistics
 from rsmamba.errors import ConfigError, DataNotFoundError
 
@@ -85,7 +86,10 @@ class PairWindows(NonGeoDataset):
         transforms: Any = None,
     ) -> None:
         if size < 1 or halo < 0 or size <= 2 * halo:
-            raise ConfigError(f"windows of {size} px with a margin of {halo} px on each side")
+            raise ConfigError(
+                f"windows of {size} px with a margin of {halo} px on each side: the size must be "
+                "at least 1, and more than twice the halo, which is at least 0"
+            )
         self.pairs, self.size, self.transforms = list(pairs), size, transforms
         self.numbers = list(range(len(self.pairs)) if numbers is None else numbers)
         self.fill = fill
@@ -193,7 +197,7 @@ class ChangeDataModule(DataModule):
         **kwargs: Arguments of the data set.
 
     Raises:
-        ConfigError: If sizes contradict each other.
+        ConfigError: If options are out of range, or sizes contradict each other.
         BandMismatchError: If mean or deviation are not as many as the bands.
     """
 
@@ -224,6 +228,10 @@ class ChangeDataModule(DataModule):
         cache: bool | Literal["auto"],
         **kwargs: Any,
     ) -> None:
+        sizes = {"patch_size": patch_size, "length": length, "tile_size": tile_size}
+        for name, value in sizes.items():
+            positive(name, value)
+        check_jitter(colour_jitter, scale_jitter)
         super().__init__(dataset_class, batch_size, num_workers, seed=seed, **kwargs)
         self.bands, self.gsd = tuple(bands), gsd
         self.patch_size, self.tile_size, self.halo = patch_size, tile_size or patch_size, halo

@@ -15,6 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.archives import extract
 from rsmamba.data.normalisation import rgb_positions
+from rsmamba.data.options import positive
 from rsmamba.data.photos import Interpolation, read_rgb, resize
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.split_files import Listing, list_images, read_lines
@@ -92,10 +93,13 @@ class ClassFolders(NonGeoClassificationDataset):
     Raises:
         DataNotFoundError: If the images, the split file or one of its images are not there.
         ArchiveError: If the archive is damaged, unsafe or another one.
+        LabelError: If a folder is no class of the set.
     """
 
     #: Folder of the class folders, below the root.
     images_dir: ClassVar[str] = "."
+    #: Class folders by index, for a set that has the same ones everywhere; None for any.
+    known_classes: ClassVar[Sequence[str] | None] = None
     bands: Any = ("red", "green", "blue")
     # TorchGeo's classes set these, where a set has them, and differ in how they declare them.
     root: Any
@@ -123,6 +127,7 @@ class ClassFolders(NonGeoClassificationDataset):
         convert: bool = False,
         listing: Listing | None = None,
     ) -> None:
+        positive("image_size", image_size)
         self.image_size = image_size or self.exact_size
         if (centre is not None or view is not None) and self.image_size is None:
             raise ConfigError("a crop needs the size that it is resized to: set image_size")
@@ -133,7 +138,7 @@ class ClassFolders(NonGeoClassificationDataset):
         #: Whether batches are fetched in the stored type, for :func:`collate` to convert.
         self.compact = False
         self._verify()
-        self.listing = listing or list_images(self.folder)
+        self.listing = listing or list_images(self.folder, known=self.known_classes)
         if names is None:
             self.chosen = list(self.listing.labels) if split is None else self.split_names(split)
         else:

@@ -1,20 +1,25 @@
 """Data modules of scene classification: honest splits of images in class folders."""
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from rsmamba.data.augment import ImageAugmentation
 from rsmamba.data.class_folders import ClassFolders, RandomView, collate
 from rsmamba.data.datamodule import DataModule
+from rsmamba.data.listing import some
 from rsmamba.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from rsmamba.data.options import one_of, positive, share
 from rsmamba.data.split_files import Listing, duplicates, list_images, read_splits
 from rsmamba.data.splits import Manifest, divide, stratified_split
 from rsmamba.errors import ConfigError
 from rsmamba.samples import resolve
+
+_LOG = logging.getLogger(__name__)
 
 Protocol = Literal["ratio", "files", "torchgeo"]
 Flips = Literal["all", "horizontal", "none"]
@@ -57,6 +62,8 @@ class ClassificationDataModule(DataModule):
         flips: Turn and flip training images ("all", as overhead images have no upright), mirror
             them ("horizontal"), or neither ("none").
         colour_jitter: Vary contrast and brightness of training images by up to this much.
+        convert: Convert grey, CMYK and images with alpha to red, green and blue instead of refusing
+            them.
         drop_last: Leave an incomplete last batch out of training, as TorchGeo does; a linear
             probe, which reads every image once, needs False.
         check_duplicates: Look for byte-identical images in two splits: "manifest" warns of them
@@ -107,6 +114,7 @@ class ClassificationDataModule(DataModule):
         crop_scale: Sequence[float] | None = None,
         flips: Flips = "all",
         colour_jitter: float = 0.0,
+        convert: bool = False,
         drop_last: bool = True,
         check_duplicates: Duplicates = "manifest",
         mean: Sequence[float] | None = None,
@@ -118,6 +126,8 @@ class ClassificationDataModule(DataModule):
         one_of("protocol", protocol, self.protocols)
         one_of("flips", flips, Flips)
         one_of("check_duplicates", check_duplicates, Duplicates)
+        positive("image_size", image_size)
+        share("val_ratio", val_ratio)
         self.root = resolve(root)
         self.image_size = image_size or self.default_size
         super().__init__(
@@ -128,6 +138,7 @@ class ClassificationDataModule(DataModule):
             drop_last=drop_last,
             root=self.root,
             image_size=self.image_size,
+            convert=convert,
             download=download,
             checksum=checksum,
         )
@@ -190,8 +201,21 @@ class ClassificationDataModule(DataModule):
         Raises:
             DataNotFoundError: If there are none.
             ArchiveError: If their archive cannot be unpacked.
+            LabelError: If a folder is no class of the set.
         """
-        return list_images(self._folder())
+        known = self.dataset_type.known_classes
+        listing = list_images(self._folder(), known=known)
+        there = set(listing.labels.values())
+        if missing := [name for i, name in enumerate(listing.classes) if i not in there]:
+            _LOG.warning(
+                "%s: no images of %d of the %d classes of %s (%s); the others keep their numbers",
+                listing.folder,
+                len(missing),
+                len(listing.classes),
+                self.dataset_type.__name__,
+                some(missing, 3),
+            )
+        return listing
 
     def _folder(self) -> Path:
         """Folder of the class folders, once they are there."""
@@ -213,7 +237,7 @@ class ClassificationDataModule(DataModule):
 
         Raises:
             DataNotFoundError: If images or split files are missing.
-            LabelError: If a split file contradicts the folders.
+            LabelError: If a folder is no class of the set, or a split file contradicts the folders.
             ConfigError: If the ratios leave a class empty, or an image is in two splits.
         """
         self.classes = self.listing.classes
@@ -302,8 +326,6 @@ class ClassificationDataModule(DataModule):
     def _carve(self, splits: dict[str, list[str]]) -> dict[str, list[str]]:
         """Hold back ``val_ratio`` of the training images."""
         self._carved = True
-        if not 0 <= self.val_ratio < 1:
-            raise ConfigError(f"val_ratio={self.val_ratio} must lie in [0, 1)")
         wanted = set(splits["train"])
         keys = {key: name for key, name in self._keys().items() if name in wanted}
         strata = {key: self._stratum(name) for key, name in keys.items()}
@@ -395,13 +417,3 @@ class ClassificationDataModule(DataModule):
             for part, names in splits.items()
         }
         return Manifest(self.dataset_type.__name__, self.root, settings, files, hashed=hashed)
-
-
-def one_of(option: str, value: str, known: Any) -> None:
-    """Refuse a value that a Literal does not name.
-
-    Raises:
-        ConfigError: If it does not.
-    """
-    if value not in get_args(known):
-        raise ConfigError(f"{option}={value!r}: expected one of {get_args(known)}")

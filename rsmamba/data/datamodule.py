@@ -1,7 +1,7 @@
 """What the data modules share: normalisation, seeded loaders, plots and manifests."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.augment import Normalise, unnormalise
 from rsmamba.data.normalisation import read_normalisation, rgb_positions
+from rsmamba.data.options import at_least, distinct, finite, positive
 from rsmamba.data.plots import plot_samples, unbind
 from rsmamba.data.sampling import EpochSampler
 from rsmamba.data.splits import Manifest
@@ -22,6 +23,13 @@ from rsmamba.errors import BandMismatchError, ConfigError
 Split = Literal["train", "val", "test", "predict"]
 #: Samples that one picture of a batch shows.
 PLOTTED = 8
+#: Keys of torchvision's detections -> those of a sample.
+_DETECTIONS = {
+    "boxes": "prediction_bbox_xyxy",
+    "labels": "prediction_label",
+    "scores": "prediction_score",
+    "masks": "prediction_mask",
+}
 
 
 class DataModule(NonGeoDataModule):
@@ -65,10 +73,8 @@ class DataModule(NonGeoDataModule):
         drop_last: bool = True,
         **kwargs: Any,
     ) -> None:
-        if batch_size < 1 or num_workers < 0:
-            raise ConfigError(
-                f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0"
-            )
+        positive("batch_size", batch_size)
+        at_least("num_workers", num_workers, 0)
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
         self.seed, self.drop_last = seed, drop_last
 
@@ -88,8 +94,10 @@ class DataModule(NonGeoDataModule):
 
         Raises:
             BandMismatchError: If there are not as many values as bands.
-            ConfigError: If a deviation is not positive.
+            ConfigError: If a band is named twice, a value is not finite, or a deviation is not
+                positive.
         """
+        distinct("bands", self.bands)
         if spec is not None:
             mean, std = read_normalisation(spec, self.bands, self.factor)
         self.mean = torch.as_tensor(mean, dtype=torch.float32)
@@ -99,6 +107,8 @@ class DataModule(NonGeoDataModule):
                 f"{len(self.mean)} means and {len(self.std)} deviations for "
                 f"{len(self.bands)} bands ({', '.join(self.bands)}): give one of each per band"
             )
+        finite("mean", self.mean.tolist())
+        finite("std", self.std.tolist())
         if not bool((self.std > 0).all()):
             raise ConfigError(f"std={self.std.tolist()}: deviations must be positive")
         self.aug: Callable[[Sample], Sample] = Normalise(self.mean, self.std)
@@ -140,7 +150,7 @@ class DataModule(NonGeoDataModule):
         self,
         batch: Sample,
         *,
-        predictions: Tensor | None = None,
+        predictions: Tensor | Sequence[Mapping[str, Tensor]] | None = None,
         normalised: bool = False,
         limit: int = PLOTTED,
         show_titles: bool = True,
@@ -150,14 +160,16 @@ class DataModule(NonGeoDataModule):
 
         Args:
             batch: Collated samples, or one sample.
-            predictions: Classes (B,) or masks (B, [1,] H, W); instead of the key "prediction".
+            predictions: Classes (B,) or masks (B, [1,] H, W), as under the key "prediction"; or
+                detections of each sample, as torchvision's detectors give them: "boxes" (N, 4),
+                "labels" (N,), and perhaps "scores" (N,) and "masks" (N, [1,] H, W).
             normalised: Whether ``aug`` has been applied to the images.
             limit: Samples shown at most.
             show_titles: Whether panels have titles.
             suptitle: Title of the figure.
         """
         if predictions is not None:
-            batch = {**batch, "prediction": predictions}
+            batch = {**batch, **_predicted(predictions)}
         one = isinstance(batch["image"], Tensor) and batch["image"].ndim == 3 + (self.dates > 1)
         samples = [batch] if one else unbind(batch)[:limit]
         if normalised:
@@ -199,3 +211,14 @@ class DataModule(NonGeoDataModule):
             OutputNotWritableError: If the file cannot be written.
         """
         return self.manifest().write(path)
+
+
+def _predicted(predictions: Tensor | Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Predictions under the keys of a batch."""
+    if isinstance(predictions, Tensor):
+        return {"prediction": predictions}
+    return {
+        ours: [one[theirs] for one in predictions]
+        for theirs, ours in _DETECTIONS.items()
+        if all(theirs in one for one in predictions)
+    }

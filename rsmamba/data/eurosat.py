@@ -14,17 +14,26 @@ from torchgeo.datasets import EuroSAT as TorchGeoEuroSAT
 from torchgeo.datasets.utils import download_url
 
 from rsmamba.data.class_folders import ClassFolders
-from rsmamba.data.classification import (
-    ClassificationDataModule,
-    Duplicates,
-    Flips,
-    Protocol,
-    one_of,
-)
+from rsmamba.data.classification import ClassificationDataModule, Duplicates, Flips, Protocol
 from rsmamba.data.images import quiet, undecodable
+from rsmamba.data.options import distinct, one_of
 from rsmamba.errors import BandMismatchError, ConfigError
 
 Images = Literal["tif", "jpg"]
+
+#: Folders of the classes, by index.
+CLASSES = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
 
 
 class EuroSAT(ClassFolders, TorchGeoEuroSAT):
@@ -44,6 +53,7 @@ class EuroSAT(ClassFolders, TorchGeoEuroSAT):
     """
 
     images_dir = TorchGeoEuroSAT.base_dir
+    known_classes = CLASSES
     remedy: ClassVar[str] = (
         "set download=True; for the RGB images (2750/<Class>/*.jpg) set images='jpg'"
     )
@@ -90,6 +100,7 @@ class EuroSATRGB(ClassFolders):
     """
 
     images_dir = "2750"
+    known_classes = CLASSES
     filename = "EuroSAT.zip"
     split_filenames = TorchGeoEuroSAT.split_filenames
     remedy: ClassVar[str] = (
@@ -103,6 +114,7 @@ def check_bands(bands: Sequence[str] | None) -> tuple[str, ...]:
 
     Raises:
         BandMismatchError: If one is not EuroSAT's, or there is none.
+        ConfigError: If one is there twice.
     """
     known = TorchGeoEuroSAT.all_band_names
     if bands is None:
@@ -112,6 +124,7 @@ def check_bands(bands: Sequence[str] | None) -> tuple[str, ...]:
             f"bands={list(bands)}: {odd[0] if bands else 'nothing'} is no band of EuroSAT; there "
             f"are {', '.join(known)}"
         )
+    distinct("bands", bands)
     return tuple(bands)
 
 
@@ -146,6 +159,8 @@ class EuroSATDataModule(ClassificationDataModule):
         flips: Turn and flip training images ("all", as overhead images have no upright), mirror
             them ("horizontal"), or neither ("none").
         colour_jitter: Vary contrast and brightness of training images by up to this much.
+        convert: Convert grey, CMYK and images with alpha to red, green and blue instead of refusing
+            them ("jpg" only).
         drop_last: Leave an incomplete last batch out of training, as TorchGeo does; a linear
             probe, which reads every image once, needs False.
         check_duplicates: Look for byte-identical images in two splits: "manifest" warns of them
@@ -182,6 +197,7 @@ class EuroSATDataModule(ClassificationDataModule):
         crop_scale: Sequence[float] | None = None,
         flips: Flips = "all",
         colour_jitter: float = 0.0,
+        convert: bool = False,
         drop_last: bool = True,
         check_duplicates: Duplicates = "manifest",
         mean: Sequence[float] | None = None,
@@ -192,6 +208,8 @@ class EuroSATDataModule(ClassificationDataModule):
     ) -> None:
         one_of("images", images, Images)
         if images == "tif":
+            if convert:
+                raise ConfigError("convert=True is for images='jpg': leave it out")
             self.dataset_type = EuroSAT
             self.bands = check_bands(bands)
             self.default_mean = [MEAN[band] for band in self.bands]
@@ -214,6 +232,7 @@ class EuroSATDataModule(ClassificationDataModule):
             crop_scale,
             flips,
             colour_jitter,
+            convert,
             drop_last,
             check_duplicates,
             mean,

@@ -124,13 +124,13 @@ class ImageFolderDataModule(ClassificationDataModule):
             crop_scale,
             flips,
             colour_jitter,
+            convert,
             drop_last,
             check_duplicates,
             mean,
             std,
             spec,
         )
-        self.kwargs["convert"] = convert
         self.folders = {"train": train_folder, "val": val_folder, "test": test_folder}
         self._given = classes
 

@@ -38,6 +38,9 @@ from rsmamba.data.regions import Region
 from rsmamba.data.regions import clip as clip
 from rsmamba.data.regions import grid as grid
 from rsmamba.errors import BandMismatchError, ImageReadError
+from rsmamba.gis.bands import stored_names
+from rsmamba.gis.nodata import observed
+from rsmamba.sensors import check_bands, labels_of
 
 #: Mask value of pixels that no loss and no metric counts.
 IGNORE = 255
@@ -55,6 +58,8 @@ class Scene:
         height: Rows.
         width: Columns.
         indexes: 1-based bands that are read.
+        names: What the file calls them: descriptions, or colours; None for nothing.
+        described: Their descriptions alone, which a person wrote.
         dtype: NumPy name of the stored type.
         crs: Coordinate reference system, None if the file has none.
         transform: Pixel to map coordinates, None if the file is not georeferenced.
@@ -83,7 +88,10 @@ class Scene:
     plain: bool = False
     assumed: float | None = None
     stored: tuple[int, ...] | None = None
+    names: tuple[str | None, ...] = ()
+    described: tuple[str | None, ...] = ()
     _cache: tuple[Pixels, Valid | None] | None = field(default=None, repr=False)
+    _means: npt.NDArray[Any] | None = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -136,11 +144,14 @@ class Scene:
             raise inks(path, mode)
         _check_size(path, height, width)
         decoded = "L" if grey and not convert else "RGB"
+        chosen = _choose(path, indexes, (1,) if decoded == "L" else (1, 2, 3))
+        colours = (None,) if decoded == "L" else ("red", "green", "blue")
         return cls(
             path=path,
             height=height,
             width=width,
-            indexes=_choose(path, indexes, (1,) if decoded == "L" else (1, 2, 3)),
+            indexes=chosen,
+            names=tuple(colours[i - 1] for i in chosen),
             dtype="uint8",
             masked=transparent,
             mode=decoded,
@@ -177,6 +188,8 @@ class Scene:
             raise ImageReadError(
                 f"{path}: holds {dtype}, not real numbers; convert or leave it out"
             )
+        names = ("red", "green", "blue") if repeated else stored_names(src)
+        texts = (None,) * 3 if repeated else src.descriptions
         return cls(
             path=path,
             height=src.height,
@@ -190,6 +203,8 @@ class Scene:
             alpha=alpha,
             mode="",
             stored=bands * len(chosen) if repeated else None,
+            names=tuple(names[i - 1] for i in chosen),
+            described=tuple(texts[i - 1] for i in chosen),
         )
 
     def alpha_looks_like_data(self) -> bool:
@@ -254,8 +269,9 @@ class Scene:
         """Pixels (C, H, W) of a region in the stored type, and which of them are valid (H, W).
 
         With a ``factor`` they are float32 and multiplied by it. A pixel is invalid where the
-        file's mask or alpha says so, where any band is nodata (all bands, if nodata is 0, which
-        also stands for dark values), or where any is not finite. None stands for "all valid".
+        file's mask or alpha says so, or where no band was observed (nodata, NaN); a band that is
+        missing in a valid pixel is given the image's mean. Maps follow the same rule
+        (:func:`rsmamba.gis.nodata.observed`). None stands for "all valid".
 
         Raises:
             ImageReadError: If the file cannot be decoded, naming it.
@@ -282,30 +298,49 @@ class Scene:
 
     def _read_window(self, region: Region) -> tuple[Pixels, Valid | None]:
         window = Window(region.col, region.row, region.width, region.height)
+        bands = list(self.stored or self.indexes)
         try:
             with opened(self.path) as src:
-                pixels = src.read(list(self.stored or self.indexes), window=window)
-                valid = self._valid(src, window, pixels)
+                pixels = src.read(bands, window=window)
+                masks = self._masks(src, window, pixels)
+                if masks is None and pixels.dtype.kind != "f":
+                    return pixels, None
+                declared = [src.nodatavals[i - 1] for i in bands]
+                known, valid = observed(pixels, masks, declared)
+                if (missing := valid & ~known).any():
+                    for band, fill in enumerate(self._fill(src, bands)):
+                        pixels[band][missing[band]] = fill
         except GDAL_ERRORS as error:
             raise undecodable(self.path, error) from error
-        if pixels.dtype.kind == "f":
-            finite = np.isfinite(pixels).all(0)
-            valid = finite if valid is None else valid & finite
-        return pixels, None if valid is None or valid.all() else valid
+        return pixels, None if valid.all() else valid
 
-    def _valid(self, src: rasterio.DatasetReader, window: Window, pixels: Pixels) -> Valid | None:
-        """Which pixels the file calls valid; None for all."""
+    def _masks(
+        self, src: rasterio.DatasetReader, window: Window, pixels: Pixels
+    ) -> npt.NDArray[np.bool_] | None:
+        """What the file says of its values, (C or 1, H, W); None for nothing."""
         if not self.masked:
             return None
         if ColorInterp.alpha in src.colorinterp and self.alpha is None:
             # That band is data here, and the file's own mask would be made of it.
-            return None if self.nodata is None else (pixels != self.nodata).any(0)
-        flags = src.mask_flag_enums[(self.stored or self.indexes)[0] - 1]
+            return None if self.nodata is None else pixels != self.nodata
+        bands = list(self.stored or self.indexes)
+        flags = src.mask_flag_enums[bands[0] - 1]
         if MaskFlags.nodata not in flags or MaskFlags.alpha in flags:
-            return src.dataset_mask(window=window) > 0
-        known = src.read_masks(list(self.stored or self.indexes), window=window) > 0
-        # A 0 beside data in other bands is a dark value, any other nodata is none.
-        return known.any(0) if self.nodata == 0 else known.all(0)
+            return src.dataset_mask(window=window)[None] > 0
+        return src.read_masks(bands, window=window) > 0
+
+    def _fill(self, src: rasterio.DatasetReader, bands: list[int]) -> npt.NDArray[Any]:
+        """Mean per band of a small copy of the image, for bands that are missing in a pixel.
+
+        One -9999 would poison what a network makes of a whole window. The mean is the image's and
+        not the window's: a pixel is the same in every window.
+        """
+        if self._means is None:
+            shape = (len(bands), min(64, self.height), min(64, self.width))
+            small = src.read(bands, out_shape=shape, masked=True)
+            values = np.ma.masked_invalid(small.astype(np.float64)).mean(axis=(1, 2))
+            self._means = np.ma.filled(values, 0.0).astype(small.dtype)
+        return self._means
 
     def _read_photo(self) -> tuple[Pixels, Valid | None]:
         pixels, valid = self._decode()
@@ -388,19 +423,49 @@ def same_bands(scenes: Sequence[Scene]) -> int:
     return next(iter(counts))
 
 
-def band_names(bands: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Names as given, or red, green, blue for three bands, or band_1, band_2, ...
+def band_names(bands: Sequence[str] | None, scenes: Sequence[Scene]) -> tuple[str, ...]:
+    """Names of the bands that are read: as given, or as the files have them.
+
+    Args:
+        bands: Names; None for those in the files (descriptions, or red, green and blue by colour
+            interpretation). Three bands of which nothing is told are red, green and blue, others
+            band_1, band_2, ... by their number in the file.
+        scenes: The images.
 
     Raises:
-        BandMismatchError: If there are not as many names as bands.
+        BandMismatchError: If there are not as many names as bands, a file describes its bands
+            otherwise than given, or files differ.
     """
-    if bands is None:
-        return (
-            ("red", "green", "blue") if count == 3 else tuple(f"band_{i + 1}" for i in range(count))
-        )
-    if len(bands) != count:
-        raise BandMismatchError(f"{len(bands)} band names ({', '.join(bands)}) for {count} bands")
-    return tuple(bands)
+    count = same_bands(scenes)
+    if bands is not None:
+        if len(bands) != count:
+            names = ", ".join(bands)
+            raise BandMismatchError(f"{len(bands)} band names ({names}) for {count} bands")
+        for scene in (s for s in scenes if s.described):
+            remedy = "order them with indexes=[...], or correct bands or the file's descriptions"
+            check_bands(scene.described, bands, str(scene.path), remedy=remedy, described=True)
+        return tuple(bands)
+    found: list[tuple[str, Scene] | None] = [None] * count
+    for scene in scenes:
+        for i, label in enumerate(labels_of(scene.names)):
+            if label is None:
+                continue
+            name, first = found[i] or (label, scene)
+            if name != label:
+                raise BandMismatchError(
+                    f"{scene.path}: band {scene.indexes[i]} is {label}, in {first.path} it is "
+                    f"{name}: leave out one kind, order them alike, or name them with bands=[...] "
+                    "if the files are wrong"
+                )
+            found[i] = (name, first)
+    indexes = scenes[0].indexes
+    if not any(found) and indexes == (1, 2, 3):
+        return ("red", "green", "blue")
+    told = [entry[0] if entry else None for entry in found]
+    return tuple(
+        name if name and told.count(name) == 1 else f"band_{index}"
+        for name, index in zip(told, indexes, strict=True)
+    )
 
 
 def common_nodata(scenes: Sequence[Scene]) -> float | None:

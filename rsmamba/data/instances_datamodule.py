@@ -113,6 +113,25 @@ class InstancesDataModule(DataModule):
             chosen[name in held].append(i)
         return data.subset(chosen[0]), data.subset(chosen[1])
 
+    def report(self) -> str | None:
+        """Images and objects in each split, in one line.
+
+        Raises:
+            RsmambaError: As :meth:`splits`.
+        """
+        if self.kwargs.get("download"):  # which happens later
+            return None
+        split, lines = self.splits(), []
+        for part in ("train", "val", "test"):
+            data = split[part]
+            if data is not None:
+                objects = sum(len(item.boxes) for item in data.items)
+                alike = part == "test" and data is split["val"]
+                lines.append(
+                    f"{part}: {'as val' if alike else f'{len(data)} images ({objects} objects)'}"
+                )
+        return "; ".join(lines)
+
     def settings(self) -> dict[str, Any]:
         """What determines the splits, for the manifest."""
         return {"seed": self.seed}

@@ -12,14 +12,15 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.areas import Part, tiles
-from rsmamba.data.images import IGNORE, Region, band_names, clip, grid, same_bands
+from rsmamba.data.images import IGNORE, Region, band_names, clip, grid
 from rsmamba.data.labels import Classes, Mask, load_labels
 from rsmamba.data.listing import IMAGE_SUFFIXES, Paths, find_files
 from rsmamba.data.normalisation import rgb_positions
 from rsmamba.data.opening import BadFiles, Reading, open_scenes
+from rsmamba.data.options import chosen_bands, distinct, positive
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery
-from rsmamba.errors import ConfigError, DataNotFoundError, LabelError
+from rsmamba.errors import DataNotFoundError, LabelError
 
 #: Draws for one training window before giving up on finding a labelled pixel.
 MAX_DRAWS = 100
@@ -52,6 +53,7 @@ class LabelledScenes(NonGeoDataset):
         scales: What the values of each stored type are multiplied with, such as ``{uint8: 1,
             uint16: 0.0255}``; None for images of one type, as they are.
         nodata: Stored value that means "no observation" in images that declare nothing of the kind.
+        convert: Convert grey and CMYK JPEGs and PNGs to red, green and blue, not refuse them.
         cache: Keep decoded images in memory; "auto" does so below 512 MiB.
         transforms: Applied to each sample.
 
@@ -79,19 +81,22 @@ class LabelledScenes(NonGeoDataset):
         bands: Sequence[str] | None = None,
         scales: Mapping[str, float] | None = None,
         nodata: float | None = None,
+        convert: bool = False,
         cache: bool | Literal["auto"] = "auto",
         transforms: Any = None,
     ) -> None:
-        if patch_size < 1:
-            raise ConfigError(f"patch_size={patch_size} must be positive")
+        positive("patch_size", patch_size)
+        positive("length", length)
+        chosen_bands("indexes", indexes)
+        distinct("bands", bands)
         chosen = None if indexes is None else tuple(indexes)
-        reading = Reading(chosen, scales, nodata=nodata)
+        reading = Reading(chosen, scales, convert, nodata)
         found = find_files(images, IMAGE_SUFFIXES)
         paths = [p for p in found if not p.stem.endswith(".mask")]
         if not paths:
             raise DataNotFoundError(f"{images}: holds masks only, no images")
-        self.scenes = open_scenes(paths, BadFiles(0), reading, cache)
-        self.bands = band_names(bands, same_bands(self.scenes))
+        self.scenes = open_scenes(paths, BadFiles(None), reading, cache)
+        self.bands = band_names(bands, self.scenes)
         self.labels = load_labels(
             labels, self.scenes, attribute=attribute, classes=classes, background=background
         )

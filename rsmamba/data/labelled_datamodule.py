@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsmamba.data.areas import Area, Part, hold_out, inside, tiles, warn_of_overlap
-from rsmamba.data.augment import SegmentationAugmentation
+from rsmamba.data.augment import SegmentationAugmentation, check_jitter
 from rsmamba.data.datamodule import DataModule
 from rsmamba.data.images import common_factor, common_nodata, median_gsd
 from rsmamba.data.labelled import LabelledScenes
 from rsmamba.data.listing import Paths, common_root
+from rsmamba.data.options import positive, share
 from rsmamba.data.sampling import Statistic, statistics
 from rsmamba.data.splits import Manifest
 from rsmamba.errors import ConfigError
@@ -49,6 +50,7 @@ class LabelledScenesDataModule(DataModule):
         scales: What the values of each stored type are multiplied with, such as ``{uint8: 1,
             uint16: 0.0255}``; None for images of one type, as they are.
         nodata: Stored value that means "no observation" in images that declare nothing of the kind.
+        convert: Convert grey and CMYK JPEGs and PNGs to red, green and blue, not refuse them.
         mean: Mean per band in pixel units; "auto": of the training pixels that are valid.
         std: Deviation per band in pixel units; "auto": likewise.
         spec: Checkpoint, ModelSpec or output of ``rsmamba stats`` whose mean and deviation are
@@ -82,6 +84,7 @@ class LabelledScenesDataModule(DataModule):
         bands: Sequence[str] | None = None,
         scales: dict[str, float] | None = None,
         nodata: float | None = None,
+        convert: bool = False,
         mean: Statistic = "auto",
         std: Statistic = "auto",
         spec: str | Path | None = None,
@@ -101,8 +104,13 @@ class LabelledScenesDataModule(DataModule):
             bands=bands,
             scales=scales,
             nodata=nodata,
+            convert=convert,
             cache=cache,
         )
+        positive("length", length)
+        positive("block_size", block_size)
+        share("val_fraction", val_fraction)
+        check_jitter(colour_jitter, scale_jitter)
         self.patch_size, self.length = patch_size, length
         self.test_area, self.val_area, self.area_crs = test_area, val_area, area_crs
         self.val_fraction, self.split_seed = val_fraction, split_seed

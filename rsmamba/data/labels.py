@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import geopandas as gpd
@@ -19,7 +20,13 @@ from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from rsmamba.data.areas import footprint, reproject, require_georeferencing, same_crs
+from rsmamba.data.areas import (
+    check_places,
+    footprint,
+    reproject,
+    require_georeferencing,
+    same_crs,
+)
 from rsmamba.data.images import IGNORE, Region, Scene, quiet, undecodable
 from rsmamba.data.listing import Paths, find_files, some
 from rsmamba.errors import CRSError, GridMismatchError, ImageReadError, LabelError, one_line
@@ -75,6 +82,11 @@ def load_labels(
         raise LabelError(f"{labels}: holds the images, but no masks or vector layers")
     vectors = [f for f in files if f.suffix.lower() in VECTOR_SUFFIXES]
     if not vectors:
+        if attribute is not None:
+            raise LabelError(
+                f"{labels}: holds masks, which have no column {attribute!r}: leave attribute out, "
+                "or name a vector layer"
+            )
         return MaskLabels(files, scenes, classes)
     if len(vectors) < len(files):
         raise LabelError(
@@ -124,7 +136,8 @@ class MaskLabels:
 
     Raises:
         LabelError: If classes are not given, or an image has no mask or several.
-        CRSError: If a mask has another coordinate system than its image.
+        CRSError: If a mask has another coordinate system than its image, or an image has
+            coordinates that its own has not.
         GridMismatchError: If a mask is not on the grid of its image.
         ImageReadError: If a mask cannot be read.
     """
@@ -142,6 +155,7 @@ class MaskLabels:
             self.classes, _ = _table(classes, ())
             self._lookup = {str(i): i for i in range(len(self.classes))}
         self._lookup.setdefault(str(IGNORE), IGNORE)
+        check_places(scenes)
         self._masks = _match(files, scenes)
         for scene in scenes:
             _check_grid(scene, self._masks[scene.path])
@@ -212,22 +226,49 @@ def _check_grid(scene: Scene, path: Path) -> None:
         raise ImageReadError(f"{path}: not a readable mask ({one_line(error)})") from error
     if count != 1:
         raise LabelError(f"{path}: has {count} bands; a mask has one, of class values")
+    wrong_crs = (
+        crs is not None
+        and scene.crs is not None
+        and not same_crs(CRS.from_user_input(crs), scene.crs)
+    )
+    placed = scene.transform is not None and transform != Affine.identity()
+    remedy = _remedy(scene, placed, wrong_crs)
     if shape != (scene.height, scene.width):
         raise GridMismatchError(
             f"{path}: {shape[0]} x {shape[1]} px, but {scene.path.name} has "
-            f"{scene.height} x {scene.width}"
+            f"{scene.height} x {scene.width}: {remedy}"
         )
-    if scene.transform is None or transform == Affine.identity():
+    if scene.transform is None or not placed:
         return
-    if crs and scene.crs is not None and not same_crs(CRS.from_user_input(crs), scene.crs):
+    if wrong_crs and scene.crs is not None:
         raise CRSError(
             f"{path}: is in {crs.to_string()}, but {scene.path.name} in {scene.crs.to_string()}: "
-            f"warp the mask, `gdalwarp -r near -t_srs {scene.crs.to_string()} MASK NEW`"
+            f"{remedy}"
         )
     for corner in ((0, 0), (scene.width, scene.height)):
         col, row = ~scene.transform @ (transform @ corner)
         if max(abs(col - corner[0]), abs(row - corner[1])) > 0.5:
-            raise GridMismatchError(f"{path}: lies elsewhere than {scene.path.name}; warp it first")
+            raise GridMismatchError(f"{path}: lies elsewhere than {scene.path.name}: {remedy}")
+
+
+def _remedy(scene: Scene, placed: bool, wrong_crs: bool) -> str:
+    """How a mask comes onto the grid of its image, with the command."""
+    size = f"{scene.width} {scene.height}"
+    t = scene.transform
+    if t is None or not placed:  # sizes differ, and nothing says where the mask lies
+        return (
+            "if both show the same ground, resize the mask, "
+            f"`gdal_translate -r nearest -outsize {size} MASK NEW`"
+        )
+    srs = f"-t_srs {quote(scene.crs.to_string())} " if wrong_crs and scene.crs is not None else ""
+    if t.b or t.d or t.a < 0 or t.e > 0:
+        return (
+            "the image is turned: warp it, `gdalwarp IMAGE NEW`, and then the mask onto the grid "
+            "that this gives it"
+        )
+    (left, top), (right, bottom) = t @ (0, 0), t @ (scene.width, scene.height)
+    extent = " ".join(f"{v:.15g}" for v in (left, bottom, right, top))
+    return f"warp the mask, `gdalwarp -r near {srs}-te {extent} -ts {size} MASK NEW`"
 
 
 class VectorLabels:

@@ -272,6 +272,18 @@ class LEVIRCDDataModule(ChangeDataModule):
         options: dict[str, Any] = {**self.kwargs, "download": False}
         return {part: LEVIRCD(split=part, **options).pairs}
 
+    def report(self) -> str | None:
+        """Pairs in each split that is there, in one line.
+
+        Raises:
+            RsmambaError: As :meth:`setup`.
+        """
+        if self.kwargs["download"]:  # which happens later
+            return None
+        # Of each pair three files.
+        counts = {part: len(files) // 3 for part, files in self.split_files().items()}
+        return "; ".join(f"{part}: {count} pairs" for part, count in counts.items() if count)
+
     def manifest(self) -> Manifest:
         """Files of each split.
 

@@ -40,11 +40,11 @@ class BadFiles:
     that are started apart, such as the ranks of a distributed run, count on their own.
 
     Args:
-        limit: How many to tolerate.
+        limit: How many to tolerate; None for none, where there is no option that says so.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self._option = limit or 0, limit is not None
         self._own: dict[Path, str] = {}  # in case that there is no place for temporary files
         self._list = Path(tempfile.gettempdir()) / f"rsmamba-bad-files-{uuid.uuid4().hex}.jsonl"
         weakref.finalize(self, _remove, self._list, os.getpid())
@@ -77,6 +77,8 @@ class BadFiles:
             file.write(json.dumps([str(path), str(error)]) + "\n")  # short: never torn
         count = len(self.reasons)
         if count > self.limit:
+            if not self._option:
+                raise error
             raise type(error)(
                 f"{error}; {count} bad file(s), max_bad_files={self.limit}"
             ) from error

@@ -17,6 +17,7 @@ from rsmamba.data.change import CLASSES, BandFiles, Pair
 from rsmamba.data.change_datamodule import ChangeDataModule, Part
 from rsmamba.data.listing import RASTER_SUFFIXES, some
 from rsmamba.data.normalisation import rgb_positions
+from rsmamba.data.options import distinct, one_of, share
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Statistic
 from rsmamba.data.splits import Manifest, take_share
@@ -73,8 +74,7 @@ class OSCD(datasets.OSCD):
         download: bool = False,
         checksum: bool = True,
     ) -> None:
-        if split not in self.splits:
-            raise ConfigError(f"split={split!r}: OSCD has {' and '.join(self.splits)}")
+        one_of("split", split, self.splits)
         self.root, self.split = resolve(root), split
         self.bands = own_names(bands)
         self.transforms, self.download, self.checksum = transforms, download, checksum
@@ -222,7 +222,7 @@ def own_names(bands: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         BandMismatchError: If one is not a band of Sentinel-2.
-        ConfigError: If there are none, or a single text is given.
+        ConfigError: If there are none, one is there twice, or a single text is given.
     """
     if isinstance(bands, str) or not bands:
         raise ConfigError(f"bands={bands!r}: give a list of Sentinel-2's bands, [B04, B03, B02]")
@@ -234,7 +234,9 @@ def own_names(bands: Sequence[str]) -> tuple[str, ...]:
                 f"bands: {name} is not one of Sentinel-2's; OSCD has "
                 f"{', '.join(b.name for b in known)}"
             )
-    return tuple(band.name for band in found)
+    names = tuple(band.name for band in found)
+    distinct("bands", names)
+    return names
 
 
 def full_names(bands: Sequence[str]) -> tuple[str, ...]:
@@ -317,6 +319,7 @@ class OSCDDataModule(ChangeDataModule):
         checksum: bool = True,
     ) -> None:
         own = own_names(bands)
+        share("val_fraction", val_fraction)
         super().__init__(
             OSCD,
             bands=full_names(own),

@@ -8,6 +8,55 @@ from torchgeo.datasets import RESISC45 as TorchGeoRESISC45  # noqa: N811
 from rsmamba.data.class_folders import ClassFolders
 from rsmamba.data.classification import ClassificationDataModule
 
+#: Folders of the classes, by index.
+CLASSES = (
+    "airplane",
+    "airport",
+    "baseball_diamond",
+    "basketball_court",
+    "beach",
+    "bridge",
+    "chaparral",
+    "church",
+    "circular_farmland",
+    "cloud",
+    "commercial_area",
+    "dense_residential",
+    "desert",
+    "forest",
+    "freeway",
+    "golf_course",
+    "ground_track_field",
+    "harbor",
+    "industrial_area",
+    "intersection",
+    "island",
+    "lake",
+    "meadow",
+    "medium_residential",
+    "mobile_home_park",
+    "mountain",
+    "overpass",
+    "palace",
+    "parking_lot",
+    "railway",
+    "railway_station",
+    "rectangular_farmland",
+    "river",
+    "roundabout",
+    "runway",
+    "sea_ice",
+    "ship",
+    "snowberg",
+    "sparse_residential",
+    "stadium",
+    "storage_tank",
+    "tennis_court",
+    "terrace",
+    "thermal_power_station",
+    "wetland",
+)
+
 
 class RESISC45(ClassFolders, TorchGeoRESISC45):
     """TorchGeo's NWPU-RESISC45, for any list of its images and any size.
@@ -17,6 +66,7 @@ class RESISC45(ClassFolders, TorchGeoRESISC45):
     """
 
     images_dir = TorchGeoRESISC45.directory
+    known_classes = CLASSES
     split_filenames: ClassVar[dict[str, str]] = {
         split: f"resisc45-{split}.txt" for split in ("train", "val", "test")
     }

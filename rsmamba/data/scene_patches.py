@@ -12,10 +12,11 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.collection import SceneCollection
-from rsmamba.data.images import Pixels, Region, Scene, Valid, band_names, same_bands
+from rsmamba.data.images import Pixels, Region, Scene, Valid, band_names
 from rsmamba.data.listing import Paths
 from rsmamba.data.normalisation import rgb_positions
 from rsmamba.data.opening import BAD, BadFiles, Cache, Reading
+from rsmamba.data.options import chosen_bands, distinct, one_of, positive, share
 from rsmamba.data.photos import resize
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery, WindowGrid, shuffled
@@ -28,6 +29,30 @@ MAX_DRAWS = 100
 
 Windows = Literal["random", "grid"]
 Weights = Literal["auto", "area", "equal"]
+
+
+def check_windows(
+    size: int,
+    windows: Windows,
+    stride: int | None,
+    scale: Sequence[float],
+    window: int | None,
+    weights: Weights,
+    max_nodata: float,
+) -> None:
+    """Refuse options of windows that make no sense; see :class:`ScenePatches`.
+
+    Raises:
+        ConfigError: If one does not.
+    """
+    positive("size", size)
+    positive("stride", stride)
+    positive("window", window)
+    one_of("windows", windows, Windows)
+    one_of("weights", weights, Weights)
+    share("max_nodata", max_nodata)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ConfigError(f"scale={tuple(scale)}: expected two shares in order, within (0, 1]")
 
 
 class ScenePatches(NonGeoDataset):
@@ -95,8 +120,8 @@ class ScenePatches(NonGeoDataset):
         DataNotFoundError: If there are no images.
         ImageReadError: If more files are unreadable than tolerated.
         BandMismatchError: If the images differ in bands, or in the stored type without ``scales``.
-        ConfigError: If ``size``, ``scale``, ``stride`` or ``length`` make no sense, or ``index``
-            cannot be used.
+        ConfigError: If options are out of range or contradict each other, or ``index`` cannot be
+            used.
     """
 
     #: Indices beyond ``len()`` are new windows.
@@ -130,10 +155,10 @@ class ScenePatches(NonGeoDataset):
         cache: Cache = "auto",
         transforms: Any = None,
     ) -> None:
-        if size < 1 or not 0 < scale[0] <= scale[1] <= 1 or (stride is not None and stride < 1):
-            raise ConfigError(
-                f"size={size} and stride={stride} must be positive, scale={scale} within (0, 1]"
-            )
+        check_windows(size, windows, stride, scale, window, weights, max_nodata)
+        positive("length", length)
+        chosen_bands("indexes", indexes)
+        distinct("bands", bands)
         if windows == "grid" and length is not None:
             raise ConfigError(
                 f"length={length}: a grid has as many windows as it has; leave it out"
@@ -152,7 +177,7 @@ class ScenePatches(NonGeoDataset):
                 refresh=refresh,
                 cache=cache,
             )
-        self.bands = band_names(bands, same_bands(self.scenes.examples()))
+        self.bands = band_names(bands, self.scenes.examples())
         self.size, self.scale, self.flips, self.shuffle = size, scale, flips, shuffle
         self.window = window or 2 * size
         self.max_nodata, self.transforms = max_nodata, transforms

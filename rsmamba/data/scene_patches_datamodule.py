@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from rsmamba.data.areas import check_places
 from rsmamba.data.collection import SceneCollection
 from rsmamba.data.datamodule import DataModule
-from rsmamba.data.images import band_names, common_factor, common_nodata, median_gsd, same_bands
+from rsmamba.data.images import band_names, common_factor, common_nodata, median_gsd
 from rsmamba.data.listing import Paths, VsiPath, common_root
 from rsmamba.data.many_names import hold_back
 from rsmamba.data.opening import BadFiles, Cache, Reading
+from rsmamba.data.options import chosen_bands, distinct, positive, share
 from rsmamba.data.sampling import Statistic, statistics
-from rsmamba.data.scene_patches import ScenePatches, Weights, Windows
+from rsmamba.data.scene_patches import ScenePatches, Weights, Windows, check_windows
 from rsmamba.data.splits import Manifest, take_share
 from rsmamba.errors import ConfigError
 
@@ -81,7 +83,7 @@ class ScenePatchesDataModule(DataModule):
         cache: Keep decoded images in memory; "auto" does so below 512 MiB.
 
     Raises:
-        ConfigError: If options contradict each other.
+        ConfigError: If options are out of range or contradict each other.
 
     ``bands``, ``mean``, ``std``, ``gsd`` and ``nodata`` are those of the data after :meth:`setup`;
     ``factor`` is that of ``scales`` if all images have the same one, else 1.
@@ -127,6 +129,12 @@ class ScenePatchesDataModule(DataModule):
             "weights": weights,
             "max_nodata": max_nodata,
         }
+        check_windows(**options)
+        positive("length", length)
+        positive("val_length", val_length)
+        share("val_fraction", val_fraction)
+        chosen_bands("indexes", indexes)
+        distinct("bands", bands)
         super().__init__(ScenePatches, batch_size, num_workers, seed=seed, **options)
         self.root, self.size, self.flips = root, size, flips
         self.length, self.val_length, self.val_fraction = length, val_length, val_fraction
@@ -233,9 +241,10 @@ class ScenePatchesDataModule(DataModule):
     def _describe(self, train: SceneCollection) -> None:
         """Set what is known of the data."""
         examples = train.examples()
+        check_places(examples)
         self.gsd, self.nodata = median_gsd(examples), common_nodata(examples)
         self.factor = common_factor(examples)
-        self.bands = band_names(self._bands, same_bands(examples))
+        self.bands = band_names(self._bands, examples)
         try:
             self._normalise(train)
         except BaseException:

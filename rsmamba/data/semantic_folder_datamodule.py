@@ -187,6 +187,18 @@ class SemanticFolderDataModule(DataModule):
             data.short_side = self.eval_size
         return data
 
+    def report(self) -> str:
+        """Images in each split, in one line.
+
+        Raises:
+            RsmambaError: As :meth:`splits`.
+        """
+        split = self.splits()
+        counts = {part: f"{len(data)} images" for part, data in split.items() if data is not None}
+        if "test" in counts and split["test"] is split["val"]:
+            counts["test"] = "as val"
+        return "; ".join(f"{part}: {count}" for part, count in counts.items())
+
     def manifest(self) -> Manifest:
         """Images and masks of each split; with hashes if there are at most 10,000.
 

@@ -21,7 +21,7 @@ from rsmamba.data.archives import extract
 from rsmamba.data.areas import require_georeferencing
 from rsmamba.data.collate import pad_sample
 from rsmamba.data.geojson import read_outlines
-from rsmamba.data.images import IGNORE, Pixels, Region, Scene, Valid, clip, grid
+from rsmamba.data.images import IGNORE, Pixels, Region, Scene, clip, grid
 from rsmamba.data.listing import some
 from rsmamba.data.normalisation import rgb_positions
 from rsmamba.data.plots import plot_samples
@@ -60,8 +60,8 @@ class Tile(Scene):
         tile.masked = True
         return tile
 
-    def _valid(self, src: rasterio.DatasetReader, window: Any, pixels: Pixels) -> Valid | None:
-        return (pixels != 0).any(0)
+    def _masks(self, src: rasterio.DatasetReader, window: Any, pixels: Pixels) -> Any:
+        return (pixels != 0).any(0)[None]
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ import shapely
 from pyproj import CRS, Transformer
 
 from rsmamba.data.areas import WORLD, footprint
-from rsmamba.data.augment import SegmentationAugmentation
+from rsmamba.data.augment import SegmentationAugmentation, check_jitter
 from rsmamba.data.collate import PadCollate
 from rsmamba.data.datamodule import DataModule
 from rsmamba.data.images import median_gsd
@@ -123,6 +123,7 @@ class SpaceNet1DataModule(DataModule):
                 f"block_size={block_size} must be positive, and length needs a patch_size"
             )
         self.root = resolve(root)
+        check_jitter(colour_jitter, scale_jitter)
         super().__init__(
             SpaceNet1,
             batch_size,
@@ -162,7 +163,7 @@ class SpaceNet1DataModule(DataModule):
             RsmambaError: As :class:`~rsmamba.data.spacenet.SpaceNet1`.
             DataNotFoundError: If a split file is missing or names a tile that is not there.
             ConfigError: If the tiles lie in too few blocks, a split file names a tile twice, or
-                nothing is left to train on.
+                nothing is left of a split that was asked for.
         """
         if self._split is None:
             data = self.labelled
@@ -171,16 +172,39 @@ class SpaceNet1DataModule(DataModule):
             else:
                 ratios = (self.train_ratio, self.val_ratio)
                 split = area_split(data.tiles, *ratios, self.split_seed, self.block_size)
+            whole = {part: len(names) for part, names in split.items()}
             if self.buffer:
                 near = adjoining(data.tiles, split)
                 split = {part: [k for k in names if k not in near] for part, names in split.items()}
-            if not split["train"] or not split["test"]:
-                raise ConfigError(
-                    f"of {len(data.tiles)} tiles {len(split['train'])} are left for training and "
-                    f"{len(split['test'])} for test: change train_ratio, block_size or buffer"
-                )
+            self._check(split, whole)
             self._split = split
         return self._split
+
+    def _check(self, split: Splits, whole: Mapping[str, int]) -> None:
+        """Refuse a split that was asked for and is empty.
+
+        Args:
+            split: Names of the tiles.
+            whole: How many there were before the buffer was left out.
+
+        Raises:
+            ConfigError: If there is one.
+        """
+        files = self.split_files
+        for part, names in split.items():
+            if names or (part == "val" and ("val" not in files if files else not self.val_ratio)):
+                continue
+            if files:
+                remedy = f"name other tiles in {resolve(files[part])}"
+            else:
+                share = "raise val_ratio" if part == "val" else "change train_ratio"
+                remedy = f"{share}, lower block_size, or set another split_seed"
+            if whole[part]:
+                raise ConfigError(
+                    f"buffer=True leaves none of the {whole[part]} {part} tiles, as all touch "
+                    f"another split: set buffer=False, or {remedy}"
+                )
+            raise ConfigError(f"no {part} tile among the {len(self.labelled.tiles)}: {remedy}")
 
     def setup(self, stage: str) -> None:
         """Open the tiles, split them and build the data sets.
@@ -227,6 +251,21 @@ class SpaceNet1DataModule(DataModule):
         self.train_aug = SegmentationAugmentation(
             self.mean, self.std, self.scale_jitter, self.colour_jitter
         )
+
+    def report(self) -> str | None:
+        """Tiles in each split, and those in none, in one line.
+
+        Raises:
+            RsmambaError: As :meth:`splits`.
+        """
+        if self.kwargs["download"]:  # which happens later
+            return None
+        counts = {part: len(names) for part, names in self.splits().items()}
+        counts["left out beside another split" if self.split_files is None else "left out"] = len(
+            self.labelled.tiles
+        ) - sum(counts.values())
+        counts["nothing observed"] = len(self.labelled.blank)
+        return "; ".join(f"{part}: {count} tiles" for part, count in counts.items() if count)
 
     def manifest(self) -> Manifest:
         """Files of each split, of their labels, and those left out.

@@ -71,16 +71,21 @@ class Listing:
         return found[0]
 
 
-def list_images(folder: Path, classes: Sequence[str] | None = None) -> Listing:
+def list_images(
+    folder: Path, classes: Sequence[str] | None = None, *, known: Sequence[str] | None = None
+) -> Listing:
     """List the images of a folder of class folders, in TorchGeo's order.
 
     Args:
         folder: Folder with one folder for each class; images may lie deeper in these.
         classes: Names of the class folders in the order of their index; sorted by name if None.
+        known: All classes of a well-known set by index, instead; folders of some may be missing,
+            and the others keep their index.
 
     Raises:
         DataNotFoundError: If there is no such folder, no class folder, or one without images.
-        LabelError: If the classes given are not the folders that there are.
+        LabelError: If the classes given are not the folders that there are, or a folder is not a
+            known class.
     """
     if not folder.is_dir():
         raise DataNotFoundError(f"no folder {folder}: check the path")
@@ -96,8 +101,16 @@ def list_images(folder: Path, classes: Sequence[str] | None = None) -> Listing:
     if classes is not None and (odd := sorted(set(classes) ^ set(there))):
         fault = "is no folder" if odd[0] in set(classes) else "is not among the classes given"
         raise LabelError(f"{folder}: {odd[0]} {fault}; make the list of classes fit the folders")
+    if known is not None and (odd := [name for name in there if name not in known]):
+        raise LabelError(
+            f"{folder / odd[0]}: is no class of this set ({known[0]}, ..., {known[-1]}); remove "
+            "or rename the folder, or read such images with ImageFolderDataModule"
+        )
+    names = tuple(known or classes or there)
     labels: dict[str, int] = {}
-    for index, name in enumerate(classes or there):
+    for index, name in enumerate(names):
+        if name not in there:
+            continue
         before = len(labels)
         for path, _, files in sorted(os.walk(folder / name, followlinks=True)):
             inner = Path(path).relative_to(folder).as_posix()
@@ -108,7 +121,7 @@ def list_images(folder: Path, classes: Sequence[str] | None = None) -> Listing:
             raise DataNotFoundError(
                 f"{folder / name}: class folder without images; fill it or remove it"
             )
-    return Listing(folder, tuple(classes or there), labels)
+    return Listing(folder, names, labels)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:

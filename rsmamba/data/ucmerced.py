@@ -7,6 +7,31 @@ from torchgeo.datasets import UCMerced as TorchGeoUCMerced
 from rsmamba.data.class_folders import ClassFolders
 from rsmamba.data.classification import ClassificationDataModule
 
+#: Folders of the classes, by index.
+CLASSES = (
+    "agricultural",
+    "airplane",
+    "baseballdiamond",
+    "beach",
+    "buildings",
+    "chaparral",
+    "denseresidential",
+    "forest",
+    "freeway",
+    "golfcourse",
+    "harbor",
+    "intersection",
+    "mediumresidential",
+    "mobilehomepark",
+    "overpass",
+    "parkinglot",
+    "river",
+    "runway",
+    "sparseresidential",
+    "storagetanks",
+    "tenniscourt",
+)
+
 #: Images that show the same ground (the first pair is one image under two names, the others
 #: overlap by more than half): found by phase correlation of all pairs.
 SAME_GROUND = (
@@ -25,6 +50,7 @@ class UCMerced(ClassFolders, TorchGeoUCMerced):
     """
 
     images_dir = TorchGeoUCMerced.base_dir
+    known_classes = CLASSES
     exact_size = 256
     remedy: ClassVar[str] = (
         "set download=True, or root='sample:ucmerced' for the small subset that is shipped"

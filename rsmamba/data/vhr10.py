@@ -37,6 +37,7 @@ class VHR10(COCOInstances):
         transforms: Applied to each sample.
         download: Fetch what is not there.
         checksum: Check the SHA-256 of archive and annotations when they are fetched or unpacked.
+        convert: Convert images that are grey, CMYK or have alpha, which are refused otherwise.
 
     Raises:
         DataNotFoundError: If images or annotations are missing.
@@ -54,6 +55,7 @@ class VHR10(COCOInstances):
         transforms: Callable[[Sample], Sample] | None = None,
         download: bool = False,
         checksum: bool = True,
+        convert: bool = False,
     ) -> None:
         self.root = resolve(root)
         folder = self.root / FOLDER
@@ -66,7 +68,8 @@ class VHR10(COCOInstances):
                     f"no annotations {file}: set download=True, or fetch {Stock.target_meta['url']}"
                 )
             _fetch(Stock.target_meta, folder, checksum)
-        super().__init__(folder / POSITIVE, file, size=size, masks=masks, transforms=transforms)
+        options = {"size": size, "masks": masks, "convert": convert, "transforms": transforms}
+        super().__init__(folder / POSITIVE, file, **options)  # type: ignore[arg-type]
         given = tuple(name.replace("_", " ") for name in self.classes)
         if given != Stock.categories:
             raise LabelError(
@@ -133,6 +136,7 @@ class VHR10DataModule(InstancesDataModule):
             used instead.
         download: Fetch the data if they are not there.
         checksum: Check the SHA-256 of what is fetched or unpacked.
+        convert: Convert images that are grey, CMYK or have alpha, which are refused otherwise.
 
     Raises:
         ConfigError: If the shares leave nothing to train on.
@@ -158,6 +162,7 @@ class VHR10DataModule(InstancesDataModule):
         spec: str | Path | None = None,
         download: bool = False,
         checksum: bool = True,
+        convert: bool = False,
     ) -> None:
         if not 0 <= val_ratio < 1 or not 0 < test_ratio < 1 or val_ratio + test_ratio >= 1:
             raise ConfigError(
@@ -178,6 +183,7 @@ class VHR10DataModule(InstancesDataModule):
             masks=masks,
             download=download,
             checksum=checksum,
+            convert=convert,
         )
         self.root = resolve(root)
         self.val_ratio, self.test_ratio, self.split_seed = val_ratio, test_ratio, split_seed

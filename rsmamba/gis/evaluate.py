@@ -120,7 +120,8 @@ def evaluate(
         class_map: Single-band raster of class indices; class names are read from its
             ``class_names`` tag (a JSON list) if it has one.
         truth: Raster on the same grid, or a vector layer in any CRS. Polygons carry the class
-            name in ``attribute``; without ``attribute`` every polygon is class 1, the rest class 0.
+            name in ``attribute``; without it every polygon is class 1 of a map of two classes, the
+            rest class 0.
         attribute: Column of the vector layer that holds class names.
         ignore: Truth value that does not count.
 
@@ -214,6 +215,12 @@ def _vector_pairs(
             f"{missing} has no coordinate reference system: assign one (gdal_edit.py -a_srs)"
         )
     values = np.ones(len(layer), dtype=np.int64)
+    if attribute is None and len(classes) > 2:
+        columns = ", ".join(c for c in layer.columns if c != layer.geometry.name) or "none"
+        raise LabelError(
+            f"{truth}: which of {', '.join(classes)} a polygon is, is not said: name the column "
+            f"with --attribute (there are: {columns})"
+        )
     if attribute is not None:
         values = _class_values(layer, attribute, classes, truth)
     layer = layer.to_crs(source.crs)

@@ -5,7 +5,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +109,7 @@ def map_scene(
     batch_size: int = 4,
     block: int = 4096,
     scores: str | Path | None = None,
+    bands: Sequence[int] | None = None,
     assume_crs: str | None = None,
     device: str | torch.device | None = None,
     bf16: bool = False,
@@ -136,6 +137,7 @@ def map_scene(
         block: Side in pixels of the units of work; takes 4 bytes per pixel and class.
         scores: Also write the scores of all classes to this raster (.tif): uint8, one band per
             class, scale 1/254, nodata 255.
+        bands: 1-based bands of the scene in the model's order; all but alpha if None.
         assume_crs: CRS of a scene that has none, e.g. ``"EPSG:32633"``.
         device: Where the model runs; CUDA if there is one.
         bf16: Run the model under bfloat16 autocast.
@@ -161,7 +163,7 @@ def map_scene(
     _check_distinct(src, outputs)
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
-        source = stack.enter_context(SceneSource(src, assume_crs=assume_crs))
+        source = stack.enter_context(SceneSource(src, assume_crs=assume_crs, bands=bands))
         grid = TileGrid(source.grid.height, source.grid.width, tile, halo, blend)
         blocks = grid.blocks(block)
         predictor = load_predictor(model, spec, device=device, bf16=bf16)
@@ -199,6 +201,7 @@ def map_scene(
             "block": block,
             "device": str(predictor.device),
             "bf16": bf16,
+            "bands": bands and list(bands),
             "assume_crs": assume_crs,
         },
         spec_sha256=_spec_hash(predictor.spec),

@@ -1,6 +1,7 @@
 """Scenes: any raster that GDAL reads, as float32 windows with nodata filled and a valid mask."""
 
-from collections.abc import Callable, Generator, Iterable
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from rasterio.errors import CRSError as RasterioCRSError
 from rasterio.windows import Window
 
 from rsmamba.errors import BandMismatchError, CRSError, DataNotFoundError, ImageReadError, one_line
+from rsmamba.gis.bands import stored_names
 from rsmamba.gis.raster import GDAL_ERRORS, RasterGrid
 from rsmamba.infer.grid import Box, reflect
-from rsmamba.sensors import check_bands
+from rsmamba.sensors import check_bands, labels_of
 from rsmamba.spec import ModelSpec
 
 #: GDAL settings of every read and write here. A VRT may carry Python code: it is never run.
@@ -55,6 +57,8 @@ class SceneSource:
     Args:
         path: File, URL or GDAL dataset name.
         assume_crs: CRS of a file that has none, e.g. ``"EPSG:32633"``.
+        bands: 1-based bands to read, in the model's order; all but alpha if None. One that is
+            declared as alpha counts as data if it is listed.
 
     Attributes:
         grid: Size and georeferencing.
@@ -66,8 +70,14 @@ class SceneSource:
         CRSError: If it has no CRS and none is assumed, or it has another one than assumed.
     """
 
-    def __init__(self, path: str | Path, *, assume_crs: str | None = None) -> None:
-        self.path = str(path)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        assume_crs: str | None = None,
+        bands: Sequence[int] | None = None,
+    ) -> None:
+        self.path, self._asked = str(path), None if bands is None else list(bands)
         self._spec: ModelSpec | None = None
         if ":" not in self.path and not self.path.startswith("/vsi") and not Path(path).exists():
             raise DataNotFoundError(f"{self.path}: no such scene; check the path")
@@ -88,13 +98,16 @@ class SceneSource:
     def _inspect(self, assume_crs: str | None) -> None:
         """Find the data bands, the kind of mask and the georeferencing."""
         dataset = self._dataset
-        interpretation = dataset.colorinterp
-        self._has_alpha = ColorInterp.alpha in interpretation
-        self._bands = [
-            i
-            for i, c in zip(dataset.indexes, interpretation, strict=True)
-            if c != ColorInterp.alpha
-        ]
+        colours = dict(zip(dataset.indexes, dataset.colorinterp, strict=True))
+        alpha = [i for i, c in colours.items() if c == ColorInterp.alpha]
+        if absent := [i for i in self._asked or () if i not in colours]:
+            raise BandMismatchError(
+                f"{self.path}: band {absent[0]} was asked for, there are {len(colours)}"
+            )
+        self._bands = self._asked or [i for i in colours if i not in alpha]
+        # The file's masks are made of its alpha band, which is none if it is read as data.
+        self._alpha_is_data = bool(set(alpha) & set(self._bands))
+        self._has_alpha = bool(alpha) and not self._alpha_is_data
         self.count = len(self._bands)
         if not self._bands or any(np.dtype(t).kind == "c" for t in dataset.dtypes):
             raise ImageReadError(
@@ -104,6 +117,8 @@ class SceneSource:
         flags = [f for i, f in enumerate(dataset.mask_flag_enums) if i + 1 in self._bands]
         self._shared_mask = any(MaskFlags.per_dataset in f for f in flags)
         self._masked = any(MaskFlags.all_valid not in f for f in flags)
+        if self._alpha_is_data:
+            self._shared_mask = self._masked = False
         # bands in which a 0 beside data of other bands is a dark value
         self._zero_bands = [
             band
@@ -156,25 +171,21 @@ class SceneSource:
         self._spec = spec
         if spec is None:
             return
-        names = [self._dataset.descriptions[i - 1] for i in self._bands]
-        shown = [
-            n or self._dataset.colorinterp[i - 1].name
-            for n, i in zip(names, self._bands, strict=True)
-        ]
+        names = stored_names(self._dataset)
+        shown = [names[i - 1] or self._dataset.colorinterp[i - 1].name for i in self._bands]
         found = f"{self.count} ({', '.join(shown)}{' and alpha' if self._has_alpha else ''})"
         expected = f"{spec.in_channels} ({', '.join(spec.bands)})"
-        if self.count != spec.in_channels:
+        chosen = _by_name(names, spec.bands)
+        order = " ".join(map(str, chosen)) if chosen else "..."
+        remedy = f"pick and order them with --bands {order}"
+        # An order that somebody has asked for is checked against what people wrote alone.
+        other = chosen not in (None, self._bands) and not self._asked
+        if self.count != spec.in_channels or other:
             raise BandMismatchError(
-                f"{self.path} has {found} bands, the model expects {expected}: pick them with "
-                "gdal_translate -b"
+                f"{self.path} has {found} bands, the model expects {expected}: {remedy}"
             )
-        check_bands(
-            names,
-            spec.bands,
-            self.path,
-            remedy="pick and order them with gdal_translate -b",
-            described=True,
-        )
+        texts = [self._dataset.descriptions[i - 1] for i in self._bands]
+        check_bands(texts, spec.bands, self.path, remedy=remedy, described=True)
 
     def read(self, box: Box) -> Pixels:
         """Read a window that may exceed the scene.
@@ -253,6 +264,21 @@ class SceneSource:
         trace: TracebackType | None,
     ) -> None:
         self._dataset.close()
+
+
+def _by_name(names: Sequence[str | None], wanted: Sequence[str]) -> list[int] | None:
+    """1-based bands of these names, or of these numbers (``band_4``); None unless all are there."""
+    labels = labels_of(names)
+    chosen = []
+    for name, label in zip(wanted, labels_of(wanted), strict=True):
+        number = re.fullmatch(r"band_(\d+)", name)
+        if label is not None and labels.count(label) == 1:
+            chosen.append(labels.index(label) + 1)
+        elif number and 1 <= int(number.group(1)) <= len(names):
+            chosen.append(int(number.group(1)))
+        else:
+            return None
+    return chosen
 
 
 def read_ahead(read: Callable[[Box], Pixels], boxes: Iterable[Box]) -> Generator[Pixels]:

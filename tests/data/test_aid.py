@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torchgeo.datasets import DatasetNotFoundError
 from torchvision.datasets import ImageFolder
 
-from rsmamba.data.aid import AID, AIDDataModule
+from rsmamba.data.aid import AID, CLASSES, AIDDataModule
 from rsmamba.data.torchgeo_aid import TorchGeoAID
 from rsmamba.errors import ArchiveError, ConfigError, DataNotFoundError
 from tests.data.aid import data
@@ -69,7 +69,14 @@ class TestInTorchGeosManner:
         assert dataset.plot(sample, show_titles=False).axes[0].get_title() == ""
 
 
-def test_samples_equal_those_of_the_class_in_torchgeos_manner(root):
+@pytest.fixture
+def complete(tmp_path):
+    """All thirty classes."""
+    return data.make(tmp_path, per_class=5, size=16, classes=CLASSES)
+
+
+def test_samples_equal_those_of_the_class_in_torchgeos_manner(complete):
+    root = complete
     for split in (None, "train", "val", "test"):
         ours, theirs = AID(root, split), TorchGeoAID(root, split)
         assert ours.classes == theirs.classes
@@ -84,8 +91,8 @@ def test_an_unknown_split_is_refused(root):
         AID(root, "dev")
 
 
-def test_the_order_is_torchvisions(root):
-    assert AID(root).imgs == ImageFolder(root / "AID").imgs
+def test_the_order_is_torchvisions(complete):
+    assert AID(complete).imgs == ImageFolder(complete / "AID").imgs
 
 
 def test_a_ratio_split_is_disjoint_complete_stratified_and_recorded(root):

@@ -4,16 +4,21 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import rsmamba.data as data
 from rsmamba.data.datamodule import DataModule
+from rsmamba.data.images import IGNORE
+from rsmamba.gis.style import palette
+from rsmamba.sensors import bands_of
 from tests.data.aid import data as fake_aid
 from tests.data.eurosat import data as fake_eurosat
 from tests.data.image_folder import data as fake_image_folder
@@ -38,6 +43,8 @@ class Case:
     target: str | None
     stages: tuple[str, ...] = ("fit", "validate", "test", "predict")
     options: dict[str, Any] = field(default_factory=dict)
+    #: Pattern of the files below the root that must all be in the manifest.
+    files: str = "**/*.jpg"
 
 
 def root(path):
@@ -46,13 +53,15 @@ def root(path):
 
 CASES = {
     "AIDDataModule": Case(fake_aid.make, root, "label", options={"image_size": 24}),
-    "EuroSATDataModule": Case(fake_eurosat.make, root, "label"),
+    "EuroSATDataModule": Case(fake_eurosat.make, root, "label", files="**/*.tif"),
     "ImageFolderDataModule": Case(
-        fake_image_folder.make, root, "label", options={"image_size": 24}
+        fake_image_folder.make, root, "label", options={"image_size": 24}, files="**/*.JPEG"
     ),
     "RESISC45DataModule": Case(fake_resisc45.make, root, "label", options={"image_size": 24}),
     "COCOInstancesDataModule": Case(fake_instances.make, root, "bbox_xyxy", options={"size": 64}),
-    "LEVIRCDDataModule": Case(fake_levircd.make, root, "mask", options={"patch_size": 32}),
+    "LEVIRCDDataModule": Case(
+        fake_levircd.make, root, "mask", options={"patch_size": 32}, files="**/*.png"
+    ),
     "MillionAIDDataModule": Case(
         fake_millionaid.make,
         root,
@@ -60,7 +69,9 @@ CASES = {
         stages=("fit", "validate", "predict"),
         options={"size": 32, "val_fraction": 0.3},
     ),
-    "OSCDDataModule": Case(fake_oscd.make, root, "mask", options={"patch_size": 32}),
+    "OSCDDataModule": Case(
+        fake_oscd.make, root, "mask", options={"patch_size": 32}, files="*/*/imgs_*/*.tif"
+    ),
     "SemanticFolderDataModule": Case(
         fake_semantic_folder.make,
         root,
@@ -74,9 +85,15 @@ CASES = {
         },
     ),
     "SpaceNet1DataModule": Case(
-        fake_spacenet.make, root, "mask", options={"block_size": 60.0, "patch_size": 32}
+        fake_spacenet.make,
+        root,
+        "mask",
+        options={"block_size": 60.0, "patch_size": 32},
+        files="**/*3band*.tif",
     ),
-    "VHR10DataModule": Case(fake_vhr10.make, root, "bbox_xyxy", options={"size": 64}),
+    "VHR10DataModule": Case(
+        fake_vhr10.make, root, "bbox_xyxy", options={"size": 64}, files="*/positive*/*.jpg"
+    ),
     "LabelledScenesDataModule": Case(
         fake_scenes.make,
         lambda path: {"images": path / "images", "labels": path / "labels.gpkg"},
@@ -87,12 +104,14 @@ CASES = {
             "test_area": [500_001, 39_900, 500_063, 39_999],
             "area_crs": fake_scenes.CRS,
         },
+        files="**/*.*",
     ),
     "ScenePatchesDataModule": Case(
         fake_scenes.make,
         lambda path: {"root": path / "images"},
         None,
         options={"size": 32, "val_fraction": 0.3},
+        files="images/*.tif",
     ),
     "UCMercedDataModule": Case(fake_ucmerced.make, root, "label", options={"image_size": 24}),
 }
@@ -171,11 +190,30 @@ def test_workers_do_not_change_what_is_loaded(name, tmp_path):
     alone, four = module(name, tmp_path), module(name, tmp_path, num_workers=4)
     for m in (alone, four):
         m.setup("fit")
+    loaders_of = (alone.train_dataloader(), four.train_dataloader())
+    seen = []
     for epoch in range(2):
-        pair = zip(alone.train_dataloader(), four.train_dataloader(), strict=True)
-        for one, other in pair:
-            assert torch.equal(one["image"], other["image"]), epoch
-            break
+        for i, (one, other) in enumerate(zip(*loaders_of, strict=True)):
+            assert one.keys() == other.keys()
+            for key in one:
+                assert_same(one[key], other[key], f"{key} of batch {i} in epoch {epoch}")
+            seen.append(one["image"])
+    # Another epoch has other batches: the comparison is not of one batch again and again.
+    half = len(seen) // 2
+    assert half >= 2
+    assert any(not torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
+
+
+def assert_same(one, other, what):
+    """Tensors, lists of them, and whatever else a batch holds."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), what
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), what
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b, what)
+    else:
+        assert one == other, what
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -183,11 +221,43 @@ def test_a_batch_is_plotted_with_predictions(name, tmp_path):
     case, m = CASES[name], module(name, tmp_path)
     m.setup("fit")
     batch = next(iter(m.train_dataloader()))
-    if case.target in ("label", "mask"):
-        batch["prediction"] = batch[case.target].clone()
-    figure = m.plot(batch, suptitle="batch")
+    predictions = other_than(case, batch, len(m.classes))
+    figure = m.plot(batch, predictions=predictions, suptitle="batch")
     assert isinstance(figure, Figure) and len(figure.axes) >= 2
+    assert figure.get_suptitle() == "batch"
     assert all(axes.images for axes in figure.axes if axes.get_title())
+    shown = [axes for axes in figure.axes if "prediction" in axes.get_title()]
+    assert len(shown) == (0 if predictions is None else len(batch["image"]))
+    for i, axes in enumerate(shown):
+        if case.target == "label":
+            truth, guess = (m.classes[int(t[i])] for t in (batch["label"], predictions))
+            assert axes.get_title() == f"label: {truth}\nprediction: {guess}"
+        elif case.target == "mask":
+            colours = torch.tensor([to_rgb(c) for c in m.colours or palette(len(m.classes))])
+            expected = colours[predictions[i].squeeze()]
+            torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array()), expected)
+        else:
+            (guess,) = predictions[i]["labels"].tolist()
+            assert [text.get_text() for text in axes.texts] == [f"{m.classes[guess]} 0.75"]
+            (box,) = axes.patches
+            assert (*box.get_xy(), box.get_width(), box.get_height()) == (3.0, 5.0, 20.0, 30.0)
+
+
+def other_than(case, batch, count):
+    """Predictions that are all wrong; None where there is nothing to predict."""
+    if case.target is None:
+        return None
+    if case.target == "bbox_xyxy":
+        return [
+            {
+                "boxes": torch.tensor([[3.0, 5.0, 23.0, 35.0]]),
+                "labels": torch.tensor([count - 1 - i]),
+                "scores": torch.tensor([0.75]),
+            }
+            for i in range(len(batch["image"]))
+        ]
+    truth = batch[case.target]
+    return torch.where(truth == IGNORE, 0, (truth + 1) % count)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -208,7 +278,8 @@ def test_a_spec_replaces_mean_and_deviation(name, tmp_path):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_manifest_names_every_file_of_disjoint_splits(name, tmp_path):
-    content = json.loads(module(name, tmp_path).write_manifest(tmp_path / "m.json").read_text())
+    m = module(name, tmp_path)
+    content = json.loads(m.write_manifest(tmp_path / "m.json").read_text())
     assert content["settings"]
     files = {
         split: {json.dumps([e["file"], e.get("window")]) for e in entries}
@@ -219,12 +290,22 @@ def test_the_manifest_names_every_file_of_disjoint_splits(name, tmp_path):
     for a in files:
         for b in files:
             assert a == b or not files[a] & files[b], (a, b)
+    place = m.manifest().root
+    listed = {}
+    for entries in content["splits"].values():
+        for entry in entries:
+            listed[place / entry["file"]] = entry["sha256"]
+    for path, digest in listed.items():
+        assert sha256(path.read_bytes()).hexdigest() == digest, path
+    there = {p for p in (tmp_path / "data").glob(CASES[name].files) if p.is_file()}
+    assert there
+    assert there <= set(listed)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_names_of_bands_mean_something(name, tmp_path):
-    from rsmamba.sensors import bands_of
-
     m = module(name, tmp_path)
     m.setup("fit")
-    assert len(bands_of(m.bands)) == len(m.bands)
+    bands = bands_of(m.bands)
+    assert len({band.label for band in bands}) == len(m.bands)
+    assert {"red", "green", "blue"} <= {band.label for band in bands}

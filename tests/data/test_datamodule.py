@@ -107,9 +107,11 @@ def test_nothing_held_back_gives_an_empty_validation_loader():
     assert len(list(module.predict_dataloader())) == 2
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(0, 0), (1, -1)])
-def test_impossible_loaders_are_refused(batch_size, workers):
-    with pytest.raises(ConfigError, match="batch_size"):
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "named"), [(0, 0, "batch_size=0"), (1, -1, "num_workers=-1")]
+)
+def test_impossible_loaders_are_refused(batch_size, workers, named):
+    with pytest.raises(ConfigError, match=named):
         Module(batch_size=batch_size, num_workers=workers)
 
 

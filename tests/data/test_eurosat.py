@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchgeo.datasets import EuroSAT as TorchGeoEuroSAT
 
-from rsmamba.data.eurosat import EuroSAT, EuroSATDataModule, EuroSATRGB
+from rsmamba.data.eurosat import CLASSES, EuroSAT, EuroSATDataModule, EuroSATRGB
 from rsmamba.data.images import quiet
 from rsmamba.errors import (
     ArchiveError,
@@ -36,7 +36,8 @@ def root(made, tmp_path):
 
 
 @pytest.mark.parametrize("bands", [None, ("B08", "B8A", "B02")])
-def test_samples_equal_torchgeos(made, bands):
+def test_samples_equal_torchgeos(tmp_path, bands):
+    made = data.make(tmp_path, per_class=5, size=8, classes=CLASSES)
     kwargs = {} if bands is None else {"bands": bands}
     for split in ("train", "test"):
         ours = EuroSAT(made, split, **kwargs)

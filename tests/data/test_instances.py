@@ -254,6 +254,16 @@ def test_the_manifest_names_images_and_counts(root, tmp_path):
     assert content["settings"]["dropped"]["crowd"] == 1
 
 
+def test_the_report_counts_images_and_objects(root):
+    split = module_of(root).splits()
+    n = {part: sum(len(i.boxes) for i in split[part].items) for part in ("train", "val")}
+    counted = f"train: 6 images ({n['train']} objects); val: 4 images ({n['val']} objects)"
+    assert n["train"] > 5
+    assert module_of(root).report() == f"{counted}; test: as val"
+    alone = module_of(root, val_images=None, val_annotations=None, val_ratio=0)
+    assert alone.report() == f"train: 6 images ({n['train']} objects)"
+
+
 # Contradictions and damage.
 
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from pyproj import Transformer
 
 from rsmamba.data import LabelledScenes, LabelledScenesDataModule
-from rsmamba.data.areas import hold_out, spatial_blocks
+from rsmamba.data.areas import hold_out, outlines, spatial_blocks
 from rsmamba.data.augment import SegmentationAugmentation
 from rsmamba.data.images import Scene
 from rsmamba.errors import (
@@ -309,8 +309,17 @@ def test_neighbours_share_a_block_and_a_large_image_is_divided(root, tmp_path):
     assert (covered == 1).all()
     share = sum(r.area for _, r in held) / covered.size
     assert share == pytest.approx(0.25, abs=0.07)
-    with pytest.raises(ConfigError, match="two blocks"):
-        hold_out([small[0]], 0.2, seed=0, patch_size=64)
+
+
+def test_too_few_blocks_name_what_limits_them(root):
+    one = [Scene.open(root / "images/s00.tif")]
+    with pytest.raises(ConfigError, match=r"two blocks of 64 px.*lower patch_size=64"):
+        hold_out(one, 0.2, seed=0, patch_size=64)
+    with pytest.raises(ConfigError, match=r"two blocks of 4096 px.*lower patch_size=5000"):
+        hold_out(one, 0.2, seed=0, patch_size=5000)
+    with pytest.raises(ConfigError, match=r"two blocks of 50 px.*lower block_size=50") as caught:
+        hold_out(one, 0.2, seed=0, patch_size=64, block_size=50)
+    assert "patch_size" not in str(caught.value)
 
 
 def test_validation_windows_stay_in_their_blocks(tmp_path):
@@ -339,11 +348,32 @@ def test_validation_windows_stay_in_their_blocks(tmp_path):
 def test_images_of_the_same_ground_in_two_splits_are_warned_of(root):
     write(root / "images/again.tif", noise(64, 64, seed=5), EAST + 96, NORTH)
     area = [EAST + 66, NORTH - 60, EAST + 90, NORTH - 4]  # inside s01, outside its half copy
-    with pytest.warns(UserWarning, match=r"show ground that is also in val or test.*again\.tif"):
+    with pytest.warns(UserWarning, match=r"train .*also in test.*again\.tif"):
         module(root, test_area=area, area_crs=CRS, val_fraction=0).splits()
     (root / "images/again.tif").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        module(root, test_area=area, area_crs=CRS, val_fraction=0).splits()
+        ends = {"test_area": area_of(0, 0), "val_area": area_of(2, 0)}  # far from each other
+        module(root, **ends, area_crs=CRS).splits()
+
+
+def test_validation_and_test_images_of_the_same_ground_are_warned_of(root):
+    write(root / "images/again.tif", noise(64, 64, seed=5), EAST + 96, NORTH)
+    left = [EAST + 66, NORTH - 60, EAST + 90, NORTH - 4]  # in s01 only
+    right = [EAST + 140, NORTH - 60, EAST + 150, NORTH - 4]  # in s02 and its half copy
+    m = module(root, test_area=left, val_area=right, area_crs=CRS)
+    said = r"1 images of val .*also in test.*again\.tif \(val\) and .*s01\.tif \(test\)"
+    with pytest.warns(UserWarning, match=said) as caught:
+        m.splits()
+    assert len(caught) == 1
+
+
+def test_a_small_image_within_a_large_one_of_another_split_is_warned_of(root):
+    write(root / "images/large.tif", np.ones((3, 512, 2560), np.uint8), EAST + 64, NORTH)
+    write(root / "images/small.tif", noise(32, 32), EAST + 50, NORTH - 20)  # 18 x 32 px of it
+    area = [EAST + 51, NORTH - 50, EAST + 60, NORTH - 21]  # in s00 and small
+    with pytest.warns(UserWarning, match=r"large\.tif \(train\) and .*small\.tif \(test\)"):
         module(root, test_area=area, area_crs=CRS, val_fraction=0).splits()
 
 
@@ -503,6 +533,34 @@ def test_an_image_without_crs_is_refused_with_the_remedy(root):
         scenes(root)
 
 
+@pytest.mark.parametrize("transform", [None, Affine(1e-4, 0, 30, 0, -1e-4, 95)])
+def test_coordinates_that_are_none_of_the_crs_are_refused_with_the_remedy(root, transform):
+    path = write(root / "images/wrong.tif", noise(64, 64), crs="EPSG:4326", transform=transform)
+    for part in ("images", "masks"):
+        target = root / f"good_{part}" / "wrong.tif"
+        write(target, np.zeros((1, 64, 64), np.uint8), crs="EPSG:4326", transform=transform)
+    masks = LabelledScenesDataModule(
+        root / "good_images", root / "good_masks", classes=["a"], val_fraction=0, batch_size=1
+    )
+    scene = [Scene.open(path)]
+    for call in (
+        lambda: module(root).splits(),
+        lambda: module(root, test_area=area_of(0, 0), area_crs=CRS).splits(),
+        lambda: masks.setup("fit"),  # else with a resolution that makes no sense
+        lambda: spatial_blocks(scene, 32),
+        lambda: outlines(scene, [(0, scene[0].whole)]),
+    ):
+        with pytest.raises(CRSError, match=r"wrong\.tif.*EPSG:4326.*-a_srs EPSG:<code> FILE`"):
+            call()
+
+
+def test_a_raster_of_the_whole_earth_is_no_mistake(tmp_path):
+    where = Affine(0.5, 0, -180.25, 0, -0.5, 90.25)  # pixel centres on the poles
+    path = write(tmp_path / "earth.tif", noise(361, 720), crs="EPSG:4326", transform=where)
+    cells = spatial_blocks([Scene.open(path)], 64)
+    assert sum(r.area for parts in cells.values() for _, r in parts) == 361 * 720
+
+
 def test_a_layer_without_crs_is_refused(root, tmp_path):
     frame = gpd.read_file(root / "labels.gpkg").set_crs(None, allow_override=True)
     frame.to_file(tmp_path / "bare.shp")
@@ -596,10 +654,20 @@ def test_masks_that_do_not_fit_are_refused(root, tmp_path):
     with pytest.raises(LabelError, match=r"no mask in .*masks for s00\.tif"):
         load()
     write(masks / "s00.tif", np.zeros((1, 60, 64), np.uint8))
-    with pytest.raises(GridMismatchError, match="60 x 64"):
+    grid = r"gdalwarp -r near -te 500000 39936 500064 40000 -ts 64 64 MASK NEW`"
+    with pytest.raises(GridMismatchError, match=f"60 x 64.*{grid}"):
+        load()
+    write(masks / "s00.tif", np.zeros((1, 60, 64), np.uint8), crs="EPSG:32637")
+    with pytest.raises(GridMismatchError, match=r"`gdalwarp -r near -t_srs EPSG:32636 -te 500000"):
+        load()
+    with rasterio.open(
+        masks / "s00.tif", "w", driver="GTiff", count=1, height=60, width=64, dtype="uint8"
+    ) as out:
+        out.write(np.zeros((1, 60, 64), np.uint8))
+    with pytest.raises(GridMismatchError, match=r"60 x 64.*`gdal_translate .*-outsize 64 64 MASK"):
         load()
     write(masks / "s00.tif", np.zeros((1, 64, 64), np.uint8), EAST + 3)
-    with pytest.raises(GridMismatchError, match="elsewhere"):
+    with pytest.raises(GridMismatchError, match=f"elsewhere.*{grid}"):
         load()
     write(masks / "s00.tif", np.zeros((1, 64, 64), np.uint8), crs="EPSG:32637")
     with pytest.raises(CRSError, match=r"s00\.tif: is in EPSG:32637.*gdalwarp.*EPSG:32636"):
@@ -630,3 +698,32 @@ def test_missing_folders_are_named(root, tmp_path):
         LabelledScenes(tmp_path / "nowhere", root / "labels.gpkg")
     with pytest.raises(DataNotFoundError, match="nothing"):
         LabelledScenes(root / "images", tmp_path / "nothing.gpkg")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 0}, "length=0 must be at least 1"),
+        ({"length": -1}, "length=-1"),
+        ({"block_size": -5}, "block_size=-5"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"indexes": []}, r"indexes=\[\]"),
+        ({"indexes": [0]}, r"indexes=\[0\]"),
+        ({"bands": ["red", "red", "red"]}, "red twice"),
+        ({"colour_jitter": 1.5}, "colour_jitter=1.5"),
+        ({"scale_jitter": -2.0}, "scale_jitter=-2.0"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0"),
+        ({"mean": [float("nan"), 1.0, 2.0], "std": [1.0, 1.0, 1.0]}, "finite"),
+        ({"test_area": ["a", "b", "c", "d"]}, "in numbers"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(root, options, message):
+    with pytest.raises(ConfigError, match=message):
+        module(root, **options).setup("fit")
+
+
+def test_a_column_of_masks_is_refused(root, tmp_path):
+    for path in (root / "images").glob("*.tif"):
+        write(tmp_path / "masks" / path.name, np.zeros((1, 64, 64), np.uint8))
+    with pytest.raises(LabelError, match="holds masks, which have no column 'kind'"):
+        LabelledScenes(root / "images", tmp_path / "masks", attribute="kind", classes=["a"])

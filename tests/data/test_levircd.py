@@ -190,6 +190,13 @@ def test_the_manifest_lists_every_file(data, tmp_path):
     assert roles == {("A", "before"), ("B", "after"), ("label", "label")}
 
 
+def test_the_report_counts_the_pairs_that_are_there(copy):
+    assert LEVIRCDDataModule(copy).report() == "train: 4 pairs; val: 2 pairs; test: 3 pairs"
+    for path in copy.glob("*/test_*.png"):
+        path.unlink()
+    assert LEVIRCDDataModule(copy).report() == "train: 4 pairs; val: 2 pairs"
+
+
 def test_plots_show_both_dates_the_label_and_a_prediction(data):
     data_set = LEVIRCD(data)
     sample = data_set[0]

@@ -430,7 +430,7 @@ def test_plots_show_both_dates_the_label_and_a_prediction(data):
 def test_a_shape_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="windows of 8 px with a margin of 4 px"):
         OSCDDataModule(tile_size=8, halo=4)
-    with pytest.raises(ConfigError, match="windows of 0 px"):
+    with pytest.raises(ConfigError, match="patch_size=0 must be at least 1"):
         OSCDDataModule(patch_size=0)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchgeo.datasets import RESISC45 as TorchGeoRESISC45  # noqa: N811
 
-from rsmamba.data.resisc45 import RESISC45, RESISC45DataModule
+from rsmamba.data.resisc45 import CLASSES, RESISC45, RESISC45DataModule
 from rsmamba.errors import ArchiveError, DataNotFoundError
 from tests.data.resisc45 import data
 
@@ -17,7 +17,8 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_samples_equal_torchgeos(root, split):
+def test_samples_equal_torchgeos(tmp_path, split):
+    root = data.make(tmp_path, per_class=5, size=8, classes=CLASSES)
     ours, theirs = RESISC45(root, split), TorchGeoRESISC45(root, split)
     assert isinstance(ours, TorchGeoRESISC45)
     assert ours.imgs == theirs.imgs

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
@@ -19,6 +20,8 @@ from rsmamba.errors import (
     DataNotFoundError,
     ImageReadError,
 )
+from rsmamba.infer.grid import Box
+from rsmamba.infer.source import SceneSource
 from tests.data.scenes.data import noise, write
 
 
@@ -123,14 +126,40 @@ def test_windows_with_too_much_nodata_are_drawn_again_and_the_rest_is_filled(tmp
         ScenePatches(empty, size=16, length=2)[0]
 
 
-@pytest.mark.parametrize(("nodata", "known"), [(0, 3), (-9999, 1)])
-def test_a_pixel_without_one_band_is_known_if_that_may_be_a_dark_value(tmp_path, nodata, known):
+@pytest.mark.parametrize(("nodata", "value"), [(0, 0), (-9999, 5)])
+def test_a_band_that_is_missing_in_a_valid_pixel_is_dark_or_filled(tmp_path, nodata, value):
     pixels = np.full((2, 2, 2), 5, np.int16)
     pixels[0, 0], pixels[1, :, 0] = nodata, nodata  # both are missing at 0, 0 alone
     path = write(tmp_path / "a.tif", pixels, nodata=nodata)
-    assert Scene.open(path).read()[1].sum() == known
+    found, valid = Scene.open(path).read()
+    assert valid.tolist() == [[False, True], [True, True]]
+    assert found[0, 0, 1] == found[1, 1, 0] == value
     # Of bands that are not read, nothing is told.
     assert Scene.open(path, [1]).read()[1].tolist() == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize("kind", ["none", "zero", "255", "nan", "mask", "alpha", "missing nan"])
+def test_training_and_mapping_call_the_same_pixels_valid(tmp_path, kind):
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(1, 255, (3, 40, 50)).astype(np.float32 if "nan" in kind else np.uint8)
+    gone = {"255": 255, "nan": np.nan, "missing nan": np.nan}.get(kind, 0)
+    pixels[:, :10, :10] = gone
+    pixels[1, 20:25, 20:25] = gone  # one band alone
+    options = {"nodata": {"zero": 0, "255": 255, "nan": np.nan}.get(kind)}
+    if kind == "alpha":
+        pixels = np.concatenate([pixels, (pixels[:1] > 0) * np.uint8(255)])
+        options |= {"photometric": "RGB", "alpha": "YES"}
+    path = write(tmp_path / "a.tif", pixels, **options)
+    if kind == "mask":
+        with rasterio.open(path, "r+") as target:
+            target.write_mask((pixels[0] > 0) * np.uint8(255))
+    _, valid = Scene.open(path).read()
+    with SceneSource(path) as source:
+        mapped = source.read(Box(0, 0, 40, 50)).valid
+    expected = np.ones((40, 50), bool)
+    expected[:10, :10] = kind in ("none",)
+    assert np.array_equal(mapped, expected)
+    assert np.array_equal(np.ones((40, 50), bool) if valid is None else valid, expected)
 
 
 def test_borders_that_nothing_declares_can_be_named(tmp_path):

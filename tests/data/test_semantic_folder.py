@@ -243,6 +243,14 @@ def test_the_manifest_names_images_and_masks(root, tmp_path):
     assert len(entry["sha256"]) == 64
 
 
+def test_the_report_counts_the_images_of_each_split(root):
+    assert module_of(root).report() == "train: 6 images; val: 3 images; test: as val"
+    own = {"test_images": "images/validation", "test_masks": "annotations/validation"}
+    assert module_of(root, **own).report() == "train: 6 images; val: 3 images; test: 3 images"
+    alone = module_of(root, val_images=None, val_masks=None, val_ratio=0)
+    assert alone.report() == "train: 6 images"
+
+
 def test_a_value_without_a_class_is_named_with_its_file(own):
     path = own / "annotations/training/ADE_train_00000000.png"
     save(path, np.full((48, 64), 9))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from affine import Affine
 from lightning.pytorch.trainer.states import TrainerFn
 from pyproj import Transformer
@@ -33,6 +34,7 @@ from rsmamba.tasks.metrics import multiclass_metrics
 from tests.data.spacenet import data
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
+RECIPES = Path(__file__).parents[2] / "recipes"
 BLOCK = 60.0  # metres: 2 x 2 to 3 x 3 of the fake tiles
 
 
@@ -260,6 +262,43 @@ def test_a_buffer_leaves_no_tile_in_touch_with_another_split(root):
     assert adjoining(whole.labelled.tiles, whole.splits()) == (
         {t.key for t in whole.labelled.tiles} - set(part)
     )
+
+
+def test_a_buffer_that_leaves_nothing_of_a_split_is_refused(root, tmp_path):
+    module = module_of(root, train_ratio=0.5, val_ratio=0.3, split_seed=11, buffer=True)
+    with pytest.raises(ConfigError, match=r"none of the \d+ val tiles.*val_ratio.*split_seed") as e:
+        module.splits()
+    assert "buffer=False" in str(e.value)
+    files = {}
+    for part, number in (("train", 20), ("val", 7), ("test", 8)):
+        files[part] = tmp_path / f"{part}.txt"
+        files[part].write_text(f"{data.PREFIX}{number}")
+    with pytest.raises(ConfigError, match=r"none of the 1 val tiles.*buffer=False.*val\.txt"):
+        module_of(root, split_files=files, buffer=True).splits()
+    files["val"].write_text(f"{data.PREFIX}{data.BLANK}")
+    with pytest.raises(ConfigError, match=r"no val tile.*val\.txt"):
+        module_of(root, split_files=files).splits()
+
+
+def test_the_report_counts_the_tiles_of_each_split(root):
+    module = module_of(root, val_ratio=0.3, buffer=True)
+    split = module.splits()
+    train, val, test = (len(split[part]) for part in ("train", "val", "test"))
+    left = f"left out beside another split: {23 - train - val - test} tiles"
+    assert module.report() == (
+        f"train: {train} tiles; val: {val} tiles; test: {test} tiles; {left}; "
+        "nothing observed: 1 tiles"
+    )
+    assert "val" not in module_of(root, val_ratio=0).report()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda p: p.stem)
+def test_recipes_that_keep_the_best_epoch_keep_the_last_too(path):
+    """Where nothing is validated there is no best one, and a run would leave nothing."""
+    callbacks = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+    kept = [c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint")]
+    assert kept
+    assert all(c.get("save_last") or c["filename"] == "last" for c in kept)
 
 
 def test_a_buffer_sees_neighbours_in_another_crs(own):

@@ -134,6 +134,17 @@ def test_the_manifest_names_every_image_once(root, tmp_path):
     assert content["settings"]["negatives"] is True
 
 
+def test_the_report_counts_images_and_objects(root):
+    split = VHR10DataModule(root).splits()
+    n = {part: sum(len(i.boxes) for i in split[part].items) for part in ("train", "val", "test")}
+    assert sum(n.values()) == 19
+    assert VHR10DataModule(root).report() == (
+        f"train: 6 images ({n['train']} objects); val: 2 images ({n['val']} objects); "
+        f"test: 2 images ({n['test']} objects)"
+    )
+    assert "val" not in VHR10DataModule(root, val_ratio=0).report()
+
+
 def test_the_archive_is_unpacked_and_checked(root, tmp_path, monkeypatch):
     folder = tmp_path / "packed"
     digest = data.pack(root, folder)

@@ -1,3 +1,5 @@
+import json
+
 import geopandas
 import numpy as np
 import pytest
@@ -134,3 +136,15 @@ def test_a_map_without_names_has_a_class_for_every_value(tmp_path, prediction):
     path = write(tmp_path / "map.tif", prediction)
     assert evaluate(path, path).classes == tuple(f"class_{i}" for i in range(7))
     assert [p.name for p in tmp_path.iterdir()] == ["map.tif"]
+
+
+def test_polygons_of_several_classes_need_their_column(tmp_path, prediction):
+    names = json.dumps(["ground", "house", "road"])
+    raster = write(tmp_path / "map.tif", prediction, tags={"class_names": names})
+    layer = geopandas.GeoDataFrame(
+        {"kind": ["house"]}, geometry=[box(500020, 3999960, 500060, 3999980)], crs="EPSG:32633"
+    )
+    layer.to_file(tmp_path / "truth.gpkg")
+    with pytest.raises(LabelError, match=r"ground, house, road.*--attribute \(there are: kind\)"):
+        evaluate(raster, tmp_path / "truth.gpkg")
+    assert evaluate(raster, tmp_path / "truth.gpkg", attribute="kind").confusion[1].sum() == 200

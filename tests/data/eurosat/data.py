@@ -1,5 +1,6 @@
 """Fake EuroSAT: TorchGeo's 13-band layout and that of the RGB images, a few of a few classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torchgeo.datasets import EuroSAT
 CLASSES = ("AnnualCrop", "Forest", "SeaLake")
 
 
-def make(root: Path, per_class: int = 20, size: int = 16) -> Path:
+def make(root: Path, per_class: int = 20, size: int = 16, classes: Sequence[str] = CLASSES) -> Path:
     """Write GeoTIFFs of 13 bands, JPEGs and split files below a folder, and return it.
 
     Band i of the GeoTIFFs holds 100 * i and a little noise.
@@ -19,7 +20,7 @@ def make(root: Path, per_class: int = 20, size: int = 16) -> Path:
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     grid = rasterio.transform.from_origin(5e5, 5e6, 10, 10)
     kind = {"driver": "GTiff", "dtype": "uint16", "count": 13, "width": size, "height": size}
-    for label in CLASSES:
+    for label in classes:
         bands, rgb = root / EuroSAT.base_dir / label, root / "2750" / label
         bands.mkdir(parents=True)
         rgb.mkdir(parents=True)

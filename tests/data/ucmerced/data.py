@@ -1,5 +1,6 @@
 """Fake UC Merced: TorchGeo's layout, a few random images of a few classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ from PIL import Image
 CLASSES = ("agricultural", "airplane", "beach")
 
 
-def make(root: Path, per_class: int = 20, size: int = 32) -> Path:
+def make(root: Path, per_class: int = 20, size: int = 32, classes: Sequence[str] = CLASSES) -> Path:
     """Write images and split files (60 / 20 / 20) below a folder, and return it."""
     rng = np.random.default_rng(0)
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for label in CLASSES:
+    for label in classes:
         folder = root / "UCMerced_LandUse" / "Images" / label
         folder.mkdir(parents=True)
         for i in range(per_class):
