@@ -28,7 +28,7 @@ _NOTICES = (
     ".*is not supported by the model summary.*",
     ".*exists and is not empty.*",
     # torchmetrics' collections update one of several metrics and share its state with the others
-    ".*of metric ClasswiseWrapper was called before the ``update``.*",
+    ".*of metric Multiclass.* was called before the ``update``.*",
 )
 
 
