@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from rsmamba.data.collection import SceneCollection
-    from rsmamba.data.images import band_names, common_factor
     from rsmamba.data.opening import BadFiles, Reading
     from rsmamba.data.sampling import measure
+    from rsmamba.data.scene_facts import band_names, common_factor
     from rsmamba.errors import ConfigError, DataNotFoundError
     from rsmamba.files import check_output, write_text
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
-from rsmamba.data.images import IGNORE, Pixels, Region, Scene, Valid, same_bands, undecodable
+from rsmamba.data.images import IGNORE, Pixels, Region, Scene, Valid, undecodable
 from rsmamba.data.listing import PHOTO_SUFFIXES
+from rsmamba.data.scene_facts import same_bands
 from rsmamba.errors import BandMismatchError, CRSError, GridMismatchError, LabelError
 
 Mask = npt.NDArray[np.uint8]
@@ -118,6 +121,19 @@ class Pair:
         if self._mask is None:
             return read_label(self.label)[: self.height, : self.width]
         return self._mask
+
+    def sample(self) -> dict[str, Tensor]:
+        """The whole pair: "image" float32 (2, C, H, W) and "mask" int64 (1, H, W).
+
+        Raises:
+            ImageReadError: If a file cannot be decoded.
+            LabelError: If the label does not say what has changed.
+        """
+        pixels, mask = self.read(self.whole)
+        return {
+            "image": torch.from_numpy(pixels.astype(np.float32)),
+            "mask": torch.from_numpy(mask.astype(np.int64))[None],
+        }
 
     def read(self, region: Region) -> tuple[Pixels, Mask]:
         """Both images (2, C, h, w) in the stored type, and the mask (h, w) of a region.

@@ -12,7 +12,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.areas import Part, tiles
-from rsmamba.data.images import IGNORE, Region, band_names, clip, grid
+from rsmamba.data.images import IGNORE, Region, clip, grid
 from rsmamba.data.labels import Classes, Mask, load_labels
 from rsmamba.data.listing import IMAGE_SUFFIXES, Paths, find_files
 from rsmamba.data.normalisation import rgb_positions
@@ -20,6 +20,7 @@ from rsmamba.data.opening import BadFiles, Reading, open_scenes
 from rsmamba.data.options import chosen_bands, distinct, positive
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery
+from rsmamba.data.scene_facts import band_names
 from rsmamba.errors import DataNotFoundError, LabelError
 
 #: Draws for one training window before giving up on finding a labelled pixel.

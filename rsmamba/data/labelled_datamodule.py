@@ -7,11 +7,11 @@ from typing import Any, Literal
 from rsmamba.data.areas import Area, Part, hold_out, inside, tiles, warn_of_overlap
 from rsmamba.data.augment import SegmentationAugmentation, check_jitter
 from rsmamba.data.datamodule import DataModule
-from rsmamba.data.images import common_factor, common_nodata, median_gsd
 from rsmamba.data.labelled import LabelledScenes
 from rsmamba.data.listing import Paths, common_root
 from rsmamba.data.options import positive, share
 from rsmamba.data.sampling import Statistic, statistics
+from rsmamba.data.scene_facts import common_factor, common_nodata, median_gsd
 from rsmamba.data.splits import Manifest
 from rsmamba.errors import ConfigError
 

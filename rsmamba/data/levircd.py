@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torchgeo import datasets
@@ -157,11 +155,7 @@ class LEVIRCD(datasets.LEVIRCD):
             ImageReadError: If a file cannot be decoded.
             LabelError: If the label does not say what has changed.
         """
-        pixels, mask = self.pairs[index].read(self.pairs[index].whole)
-        sample: Sample = {
-            "image": torch.from_numpy(pixels.astype(np.float32)),
-            "mask": torch.from_numpy(mask.astype(np.int64))[None],
-        }
+        sample = self.pairs[index].sample()
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from rsmamba.data.change import BandFiles
-from rsmamba.data.images import Scene, same_bands
+from rsmamba.data.images import Scene
 from rsmamba.data.listing import some, to_path
+from rsmamba.data.scene_facts import same_bands
 from rsmamba.errors import (
     BandMismatchError,
     DataNotFoundError,

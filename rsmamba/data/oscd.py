@@ -5,8 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torchgeo import datasets
 from torchgeo.datamodules.oscd import MEAN, STD
@@ -191,11 +189,7 @@ class OSCD(datasets.OSCD):
             ImageReadError: If a file cannot be decoded.
             LabelError: If the label does not say what has changed.
         """
-        pixels, mask = self.pairs[index].read(self.pairs[index].whole)
-        sample: Sample = {
-            "image": torch.from_numpy(pixels.astype(np.float32)),
-            "mask": torch.from_numpy(mask.astype(np.int64))[None],
-        }
+        sample = self.pairs[index].sample()
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(  # type: ignore[override]

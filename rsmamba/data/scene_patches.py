@@ -12,7 +12,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from rsmamba.data.collection import SceneCollection
-from rsmamba.data.images import Pixels, Region, Scene, Valid, band_names
+from rsmamba.data.images import Pixels, Region, Scene, Valid
 from rsmamba.data.listing import Paths
 from rsmamba.data.normalisation import rgb_positions
 from rsmamba.data.opening import BAD, BadFiles, Cache, Reading
@@ -20,6 +20,7 @@ from rsmamba.data.options import chosen_bands, distinct, one_of, positive, share
 from rsmamba.data.photos import resize
 from rsmamba.data.plots import plot_samples
 from rsmamba.data.sampling import Lottery, WindowGrid, shuffled
+from rsmamba.data.scene_facts import band_names
 from rsmamba.errors import ConfigError, DataNotFoundError
 
 #: Aspect ratios of random crops, the field's habit since Inception.

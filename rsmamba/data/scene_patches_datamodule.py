@@ -10,12 +10,12 @@ import numpy as np
 from rsmamba.data.areas import check_places
 from rsmamba.data.collection import SceneCollection
 from rsmamba.data.datamodule import DataModule
-from rsmamba.data.images import band_names, common_factor, common_nodata, median_gsd
 from rsmamba.data.listing import Paths, VsiPath, common_root
 from rsmamba.data.many_names import hold_back
 from rsmamba.data.opening import BadFiles, Cache, Reading
 from rsmamba.data.options import chosen_bands, distinct, positive, share
 from rsmamba.data.sampling import Statistic, statistics
+from rsmamba.data.scene_facts import band_names, common_factor, common_nodata, median_gsd
 from rsmamba.data.scene_patches import ScenePatches, Weights, Windows, check_windows
 from rsmamba.data.splits import Manifest, take_share
 from rsmamba.errors import ConfigError

@@ -15,10 +15,10 @@ from rsmamba.data.areas import WORLD, footprint
 from rsmamba.data.augment import SegmentationAugmentation, check_jitter
 from rsmamba.data.collate import PadCollate
 from rsmamba.data.datamodule import DataModule
-from rsmamba.data.images import median_gsd
 from rsmamba.data.listing import some
 from rsmamba.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from rsmamba.data.sampling import statistics
+from rsmamba.data.scene_facts import median_gsd
 from rsmamba.data.spacenet import BANDS, CLASSES, Product, SpaceNet1, Tile, key
 from rsmamba.data.splits import Manifest, take_share
 from rsmamba.errors import ConfigError, DataNotFoundError

@@ -9,7 +9,8 @@ from rasterio.enums import ColorInterp
 from torch import nn
 
 from rsmamba.data import LabelledScenes, ScenePatches
-from rsmamba.data.images import Scene, band_names
+from rsmamba.data.images import Scene
+from rsmamba.data.scene_facts import band_names
 from rsmamba.errors import BandMismatchError
 from rsmamba.infer import map_scene
 from rsmamba.spec import ModelSpec
