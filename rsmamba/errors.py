@@ -49,6 +49,10 @@ class GridMismatchError(RsmambaError):
     """Two rasters that must share one pixel grid do not."""
 
 
+class ResolutionError(RsmambaError):
+    """The ground sampling distance of a scene is not the one that a model was trained on."""
+
+
 class UnknownModelError(RsmambaError, ValueError):
     """No model of that name is registered."""
 
@@ -63,6 +67,14 @@ class SpecError(RsmambaError, ValueError):
 
 class ConfigError(RsmambaError, ValueError):
     """Options or a recipe contradict each other or themselves."""
+
+
+class BusyError(RsmambaError):
+    """Another process is making the same output."""
+
+
+class RunMismatchError(RsmambaError):
+    """An unfinished run of the same output differs from this one."""
 
 
 class OutputExistsError(RsmambaError, FileExistsError):

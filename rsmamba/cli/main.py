@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "map": ("rsmamba.cli.map", "apply a checkpoint to a scene and write a GeoTIFF"),
     "vectorize": ("rsmamba.cli.vectorize", "turn a class map into polygons"),
     "evaluate": ("rsmamba.cli.evaluate", "compare a class map with the truth"),
+    "embed": ("rsmamba.cli.embed", "turn a scene into a table of patch embeddings"),
     "convert": ("rsmamba.cli.convert", "turn a published weights file into safetensors"),
     "stats": ("rsmamba.cli.stats", "measure mean and deviation of the bands of images"),
     "models": ("rsmamba.cli.models", "list the backbones with parameters and multiply-adds"),

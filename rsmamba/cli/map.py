@@ -1,7 +1,12 @@
 """Apply a checkpoint to a scene."""
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rsmamba.infer.report import MapReport
 
 HELP = (
     "Apply a segmentation checkpoint to a scene of any size and write a class map: a Cloud "
@@ -45,8 +50,76 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="pixels per side of a unit of work; memory grows with its square (default: 4096)",
     )
+    what = parser.add_argument_group("what is mapped")
+    what.add_argument(
+        "--second", metavar="SCENE", help="second date, for a checkpoint that detects change"
+    )
+    what.add_argument(
+        "--align", action="store_true", help="warp the second date to the grid of the first"
+    )
+    what.add_argument(
+        "--aoi", metavar="FILE", help="map the polygons of this file only (.gpkg, .geojson, ...)"
+    )
+    what.add_argument(
+        "--bbox",
+        type=float,
+        nargs=4,
+        metavar=("MINX", "MINY", "MAXX", "MAXY"),
+        help="map these bounds only: longitude and latitude, or see --bbox-crs",
+    )
+    what.add_argument(
+        "--bbox-crs",
+        default="OGC:CRS84",
+        metavar="CRS",
+        help="reference system of --bbox (default: longitude and latitude)",
+    )
+    what.add_argument(
+        "--resolution",
+        type=float,
+        metavar="M",
+        help="map at this many metres to the pixel (default: the scene's own, which must be near "
+        "the one that the model was trained at)",
+    )
+    what.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="score from which on the second of two classes wins (default: 0.5); of more classes: "
+        "pixels whose best score is lower become nodata",
+    )
+    what.add_argument(
+        "--tta",
+        choices=("none", "flips", "d4"),
+        default="none",
+        help="average over mirrored (flips: 4) or also turned (d4: 8) views: slower, often better",
+    )
+    work = parser.add_argument_group("long runs")
+    work.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N parts; N processes that share the folder make one map",
+    )
+    work.add_argument(
+        "--restart", action="store_true", help="throw away what an interrupted run has done"
+    )
+    work.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at a damaged part of the scene (default: leave it out, name it, exit with 1)",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        type=Path,
+        metavar="PATH",
+        help="also write how undecided the model is, 0 to 1 (.tif)",
+    )
     parser.add_argument(
         "--scores", type=Path, metavar="PATH", help="also write the scores of all classes (.tif)"
+    )
+    parser.add_argument(
+        "--no-sidecars",
+        action="store_true",
+        help="leave out the QGIS style (.qml) and the STAC item (.json) beside the map",
     )
     parser.add_argument(
         "--report", type=Path, metavar="PATH", help="also write what was done to this JSON file"
@@ -72,45 +145,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the map; print a summary; write the report."""
+    from rsmamba.errors import ConfigError
     from rsmamba.files import check_output, write_text
     from rsmamba.infer import map_scene
 
     if args.report:
         check_output(args.report, overwrite=args.overwrite)
+    if args.aoi and args.bbox:
+        raise ConfigError("--aoi and --bbox both name the area: give one of them")
     report = map_scene(
         args.checkpoint,
         args.scene,
         args.out,
+        second=args.second,
+        align=args.align,
         spec=args.spec,
         tile=args.tile,
         halo=args.halo,
         blend=args.blend,
         batch_size=args.batch_size,
         block=args.block,
+        tta=args.tta,
+        threshold=args.threshold,
         scores=args.scores,
+        uncertainty=args.uncertainty,
+        aoi=args.aoi or args.bbox,
+        aoi_crs=args.bbox_crs,
+        resolution=args.resolution,
         bands=args.bands,
         assume_crs=args.assume_crs,
         device=args.device,
         bf16=args.bf16,
+        shard=args.shard,
+        strict=args.strict,
+        sidecars=not args.no_sidecars,
+        restart=args.restart,
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
     if args.report:
         write_text(args.report, report.to_json() + "\n")
     if not args.quiet:
-        print(summary(report.pixels, report.pixels_nodata + report.pixels_not_finite))
-        speed = f", {report.km2_per_second:.3g} km²/s" if report.km2_per_second else ""
-        print(
-            f"{args.out}: {report.width} x {report.height} px, "
-            f"{report.tiles_predicted} tiles predicted, {report.tiles_skipped} without data, "
-            f"{report.seconds['total']:.1f} s{speed}"
-        )
-        if report.pixels_not_finite:
-            print(
-                f"warning: the model gave no finite score for {report.pixels_not_finite:,} pixels; "
-                "they are nodata in the map"
-            )
-    return 0
+        tell(report, args.out)
+    for message in report.failed:
+        print(f"warning: {message}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def tell(report: "MapReport", out: Path) -> None:
+    """Say what was mapped and what it took."""
+    if not report.complete:
+        print(f"shard done: {report.tiles_predicted} tiles; {out} follows with the last shard")
+        return
+    print(summary(report.pixels, report.pixels_nodata + report.pixels_not_finite))
+    speed = f", {report.km2_per_second:.3g} km²/s" if report.km2_per_second else ""
+    resumed = f", {report.blocks_resumed} blocks from before" if report.blocks_resumed else ""
+    print(
+        f"{out}: {report.width} x {report.height} px, {report.tiles_predicted} tiles predicted, "
+        f"{report.tiles_skipped} without data{resumed}, {report.seconds['total']:.1f} s{speed}"
+    )
+    for count, why in (
+        (report.pixels_not_finite, "the model gave no finite score for"),
+        (report.pixels_uncertain, "no class reaches the threshold in"),
+    ):
+        if count:
+            print(f"warning: {why} {count:,} pixels; they are nodata in the map")
 
 
 def summary(pixels: dict[str, int], nodata: int) -> str:

@@ -1,18 +1,21 @@
 """Class maps and score rasters as Cloud Optimized GeoTIFFs: georeferencing, tags, colour table.
 
-A raster is written in two steps. Pixels go block by block into a plain tiled GeoTIFF in a scratch
-folder; when all are there, GDAL's own COG driver copies it. That driver keeps colour table, tags,
-nodata and the float64 transform as they are, and orders the file as the COG layout wants.
+A raster is written in two steps. Pixels go block by block into plain GeoTIFFs; when all are there,
+a virtual raster joins them and GDAL's own COG driver copies it. That driver keeps colour table,
+tags, nodata and the float64 transform as they are, and orders the file as the COG layout wants.
 """
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import pyproj
@@ -21,8 +24,7 @@ import rasterio.shutil
 from pyproj.exceptions import ProjError
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
@@ -38,6 +40,8 @@ SCORE_SCALE = 1 / 254
 #: What rasterio raises: its own errors, and GDAL's where it does not translate them (copies).
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 _BLOCK = 512
+# share by which the metres of a projection may differ from those on the ground
+_TRUE_TO = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,33 @@ class RasterGrid:
     width: int
     crs: CRS
     transform: Affine
+
+    def gsd(self) -> float | None:
+        """Metres to the pixel, mean of both directions at the centre; None for a local CRS.
+
+        Those of a projected CRS where they are true to a percent; else they are measured on the
+        WGS 84 ellipsoid: a web map's stretched metres are no ground metres.
+        """
+        cols = self.width / 2 + np.array([0.0, 1.0, 0.0])
+        rows = self.height / 2 + np.array([0.0, 0.0, 1.0])
+        a, b, c, d, e, f = self.transform[:6]
+        try:
+            to_geographic = pyproj.Transformer.from_crs(
+                pyproj.CRS.from_wkt(self.crs.to_wkt()), "EPSG:4326", always_xy=True
+            )
+            lon, lat = to_geographic.transform(a * cols + b * rows + c, d * cols + e * rows + f)
+        except ProjError:
+            return None
+        if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+            return None
+        geod = pyproj.Geod(ellps="WGS84")
+        across, down = (geod.inv(lon[0], lat[0], lon[i], lat[i])[2] for i in (1, 2))
+        ground = float(across + down) / 2
+        if not self.crs.is_projected:
+            return ground
+        a, b, _, d, e, _ = self.transform[:6]
+        nominal = (math.hypot(a, d) + math.hypot(b, e)) / 2 * self.crs.linear_units_factor[1]
+        return nominal if abs(nominal / ground - 1) < _TRUE_TO else ground
 
     def area_km2(self) -> float | None:
         """Area on the WGS 84 ellipsoid, in km²; None where the CRS has no way there.
@@ -137,71 +168,139 @@ def publish(finished: Path, path: Path) -> None:
     finished.replace(path)
 
 
-def create_tiled(
-    path: Path,
-    grid: RasterGrid,
-    *,
-    count: int,
-    tags: Mapping[str, str],
-    descriptions: Sequence[str],
-) -> Any:
-    """Open a new tiled uint8 GeoTIFF for writing by window; unwritten tiles read as nodata.
+@dataclass(frozen=True)
+class Layer:
+    """What a uint8 raster with nodata 255 holds, and how it is dressed.
 
-    Args:
-        path: File to create.
-        grid: Size and georeferencing.
-        count: Number of bands.
+    Attributes:
+        descriptions: One name per band.
+        overviews: GDAL's resampling of the overviews, e.g. ``"mode"`` for classes.
         tags: Tags of the dataset.
-        descriptions: One per band.
-
-    Returns:
-        rasterio's dataset writer.
+        colours: Pixel value to (red, green, blue, alpha); empty for none.
+        scale: Factor from stored values to what they mean; None for 1.
     """
-    target = rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        height=grid.height,
-        width=grid.width,
-        count=count,
-        dtype="uint8",
-        crs=grid.crs,
-        transform=grid.transform,
-        nodata=CLASS_NODATA,
-        tiled=True,
-        blockxsize=_BLOCK,
-        blockysize=_BLOCK,
-        interleave="band",
-        compress="deflate",
-        zlevel=1,  # short-lived: speed before size
-        sparse_ok=True,
-        bigtiff="if_safer",
-    )
-    target.update_tags(
-        TIFFTAG_SOFTWARE=f"rsmamba {__version__}", rsmamba_version=__version__, **tags
-    )
-    target.descriptions = tuple(descriptions)
-    return target
+
+    descriptions: tuple[str, ...]
+    overviews: str
+    tags: Mapping[str, str]
+    colours: Mapping[int, tuple[int, int, int, int]]
+    scale: float | None = None
 
 
-def make_class_map(target: Any, classes: Sequence[str], colours: Sequence[str]) -> None:
-    """Give a new uint8 raster the colour table and the class names of a class map.
+def class_layer(classes: Sequence[str], colours: Sequence[str], tags: Mapping[str, str]) -> Layer:
+    """Class indices, with class names and a colour table.
 
     Args:
-        target: rasterio dataset open for writing, no pixels written yet.
         classes: Class names by pixel value.
         colours: ``#rrggbb`` per class; empty for the default palette.
+        tags: Further tags.
     """
-    target.write_colormap(1, colour_table(len(classes), colours))
-    target.update_tags(**{CLASS_NAMES_TAG: json.dumps(list(classes))})
+    named = {CLASS_NAMES_TAG: json.dumps(list(classes))}
+    table = colour_table(len(classes), colours)
+    return Layer(("class",), "mode", {**tags, **named}, table)
 
 
-def make_score_raster(target: Any) -> None:
-    """Declare scale and offset of a new uint8 raster that holds scores from 0 to 1."""
-    target.scales = (SCORE_SCALE,) * target.count
-    target.offsets = (0.0,) * target.count
-    # three or four classes are not a picture
-    target.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (target.count - 1)
+def score_layer(names: Sequence[str], tags: Mapping[str, str]) -> Layer:
+    """Values from 0 to 1, one band per name, stored as round(254 * value)."""
+    return Layer(tuple(names), "average", tags, {}, SCORE_SCALE)
+
+
+@contextmanager
+def part(path: Path, count: int, height: int, width: int) -> Iterator[Any]:
+    """A part of a layer, to be written by windows; :func:`write_mosaic` joins parts.
+
+    It has its name when the block ends without an error, and is not there otherwise.
+
+    Args:
+        path: GeoTIFF to write, without georeferencing.
+        count: Bands.
+        height: Rows.
+        width: Columns.
+
+    Yields:
+        rasterio's dataset writer.
+    """
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+            rasterio.open(
+                unfinished,
+                "w",
+                driver="GTiff",
+                height=height,
+                width=width,
+                count=count,
+                dtype="uint8",
+                nodata=CLASS_NODATA,
+                tiled=True,
+                blockxsize=_BLOCK,
+                blockysize=_BLOCK,
+                interleave="band",
+                compress="deflate",
+                zlevel=1,  # short-lived: speed before size
+                sparse_ok=True,
+                bigtiff="if_safer",
+            ) as target,
+        ):
+            yield target
+        publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_mosaic(
+    path: Path,
+    grid: RasterGrid,
+    layer: Layer,
+    parts: Iterable[tuple[Path, tuple[int, int, int, int]]],
+) -> None:
+    """Write a GDAL virtual raster (VRT) that joins files; what none covers reads as nodata.
+
+    Args:
+        path: ``.vrt`` to write, in the folder of the files.
+        grid: Size and georeferencing.
+        layer: What it holds.
+        parts: Files and where they lie: row, column, height, width.
+    """
+    root = Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    SubElement(root, "SRS", dataAxisToSRSAxisMapping="1,2").text = grid.crs.to_wkt()
+    a, b, c, d, e, f = grid.transform[:6]
+    SubElement(root, "GeoTransform").text = ", ".join(repr(float(v)) for v in (c, a, b, f, d, e))
+    metadata = SubElement(root, "Metadata")
+    version = {"TIFFTAG_SOFTWARE": f"rsmamba {__version__}", "rsmamba_version": __version__}
+    for key, value in {**version, **layer.tags}.items():
+        SubElement(metadata, "MDI", key=key).text = value
+    files = list(parts)
+    for number, description in enumerate(layer.descriptions, 1):
+        band = SubElement(root, "VRTRasterBand", dataType="Byte", band=str(number))
+        SubElement(band, "Description").text = description
+        SubElement(band, "NoDataValue").text = str(CLASS_NODATA)
+        _dress(band, layer, number)
+        for file, (row, col, height, width) in files:
+            source = SubElement(band, "SimpleSource")
+            SubElement(source, "SourceFilename", relativeToVRT="1").text = file.name
+            SubElement(source, "SourceBand").text = str(number)
+            size = {"xSize": str(width), "ySize": str(height)}
+            SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0", **size})
+            SubElement(source, "DstRect", {"xOff": str(col), "yOff": str(row), **size})
+    path.write_bytes(tostring(root, encoding="utf-8"))
+
+
+def _dress(band: Element, layer: Layer, number: int) -> None:
+    """Colour table, scale and interpretation of a band of a VRT."""
+    if layer.colours:
+        SubElement(band, "ColorInterp").text = "Palette"
+        table = SubElement(band, "ColorTable")
+        transparent = (0, 0, 0, 0)
+        for value in range(CLASS_NODATA + 1):
+            c1, c2, c3, c4 = layer.colours.get(value, transparent)
+            SubElement(table, "Entry", c1=str(c1), c2=str(c2), c3=str(c3), c4=str(c4))
+    else:  # three or four classes are not a picture
+        SubElement(band, "ColorInterp").text = "Gray" if number == 1 else "Undefined"
+    if layer.scale is not None:
+        SubElement(band, "Offset").text = "0"
+        SubElement(band, "Scale").text = repr(layer.scale)
 
 
 def read_class_names(source: Any) -> tuple[str, ...] | None:
@@ -210,16 +309,16 @@ def read_class_names(source: Any) -> tuple[str, ...] | None:
     return tuple(json.loads(text)) if text else None
 
 
-def write_cog(tiled: Path, path: Path, *, overviews: str) -> None:
-    """Copy a closed GeoTIFF to a Cloud Optimized GeoTIFF with overviews and band statistics.
+def write_cog(source: Path, path: Path, *, overviews: str) -> None:
+    """Copy a raster to a Cloud Optimized GeoTIFF with overviews and band statistics.
 
     Args:
-        tiled: GeoTIFF to copy.
+        source: Raster to copy.
         path: Name of the copy.
         overviews: GDAL's resampling of the overviews, e.g. ``"mode"`` for classes.
     """
     rasterio.shutil.copy(
-        tiled,
+        source,
         path,
         driver="COG",
         compress="deflate",

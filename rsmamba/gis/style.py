@@ -1,10 +1,13 @@
-"""Colours of classes: a palette safe for colour-blind readers, and GDAL colour tables."""
+"""Colours of classes: a palette safe for colour-blind readers, GDAL colour tables, QGIS styles."""
 
 import colorsys
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from rsmamba.errors import SpecError
+from rsmamba.files import check_output, write_text
 
 #: Value of a pixel without a class, in every class map that rsmamba writes.
 CLASS_NODATA = 255
@@ -23,6 +26,8 @@ _OKABE_ITO = (
 )
 _GOLDEN_RATIO = 0.618033988749895
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
+# what XML 1.0 cannot hold, not even escaped: https://www.w3.org/TR/xml/#charsets
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def palette(count: int) -> list[str]:
@@ -73,3 +78,54 @@ def colour_table(
         for value, text in enumerate(list(colours) or palette(count))
     }
     return table | {CLASS_NODATA: (0, 0, 0, 0)}
+
+
+def write_qml(
+    path: str | Path,
+    classes: Sequence[str],
+    colours: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write the QGIS style of a class map: colour and name per class, no entry for nodata.
+
+    QGIS applies ``map.qml`` by itself to the ``map.tif`` beside it. The elements are those that its
+    reader looks for (``QgsMapLayer::importNamedStyle``, ``QgsRasterLayer::readSymbology``,
+    ``QgsPalettedRasterRenderer::create`` in https://github.com/qgis/QGIS, src/core); the file sets
+    the symbology alone.
+
+    Args:
+        path: ``.qml`` file.
+        classes: Class names by pixel value.
+        colours: ``#rrggbb`` per class; empty for :func:`palette`.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpecError: If a colour cannot be parsed, or there are not as many as classes.
+        OutputExistsError: If the file exists.
+        OutputNotWritableError: If its folder is missing or cannot be written.
+    """
+    path = check_output(path, overwrite=overwrite)
+    colours = list(colours) or palette(len(classes))
+    if len(colours) != len(classes):
+        raise SpecError(f"{len(classes)} classes but {len(colours)} colours: give one per class")
+    root = Element("qgis", version="3.22.0", styleCategories="Symbology")
+    renderer = SubElement(
+        SubElement(root, "pipe"),
+        "rasterrenderer",
+        {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""},
+    )
+    SubElement(renderer, "rasterTransparency")
+    entries = SubElement(renderer, "colorPalette")
+    for value, (name, colour) in enumerate(zip(classes, colours, strict=True)):
+        parse_colour(colour)
+        label = _NO_XML.sub("\N{REPLACEMENT CHARACTER}", name)
+        entry = {"value": str(value), "color": colour.lower(), "alpha": "255", "label": label}
+        SubElement(entries, "paletteEntry", entry)
+    indent(root)
+    doctype = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
+    write_text(path, f"{doctype}\n{tostring(root, encoding='unicode')}\n")
+    return path

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from rsmamba.spec import ModelSpec
 TRUSTED_PACKAGES = ("rsmamba", "torchgeo")
 #: A class map has one byte per pixel, and one value of it is nodata.
 MAX_CLASSES = 255
+
+Augmentation = Literal["none", "flips", "d4"]
+#: Quarter turns, and whether the image is mirrored before, of each view of an image.
+_VIEWS: dict[str, tuple[tuple[int, bool], ...]] = {
+    "none": ((0, False),),
+    "flips": ((0, False), (0, True), (2, False), (2, True)),
+    "d4": tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4)),
+}
 
 Model = str | Path | nn.Module | Callable[[Tensor], Tensor]
 
@@ -33,6 +41,8 @@ class Predictor:
             values and gives scores.
         device: Where images are sent, and where scores stay.
         bf16: Run ``forward`` under bfloat16 autocast.
+        tta: Test-time augmentation: the scores are the mean over the image as it is and its mirror
+            images ("flips"), or all eight turns and mirror images of the square ("d4").
 
     Attributes:
         spec: As given.
@@ -47,22 +57,26 @@ class Predictor:
         logits: bool,
         device: torch.device,
         bf16: bool = False,
+        tta: Augmentation = "none",
     ) -> None:
+        if tta not in _VIEWS:
+            raise ConfigError(f"tta={tta!r}: use one of {', '.join(_VIEWS)}")
         self.spec = spec
         self.device = device
+        self._views = _VIEWS[tta]
         self._forward = forward
         self._logits = logits
         self._bf16 = bf16
         if spec is not None:
-            shape = (1, spec.in_channels, 1, 1)
-            self._mean = torch.tensor(spec.mean, device=device).view(shape)
-            self._std = torch.tensor(spec.std, device=device).view(shape)
+            self._mean = torch.tensor(spec.mean, device=device).view(-1, 1, 1)
+            self._std = torch.tensor(spec.std, device=device).view(-1, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scores of a batch.
 
         Args:
-            images: (B, C, H, W) float32 raw pixel values, without NaN.
+            images: (B, C, H, W) float32 raw pixel values, without NaN; of a change detector the
+                bands of both dates, (B, 2 C, H, W).
 
         Returns:
             (B, K, H, W) float32 scores on :attr:`device`. From logits they are probabilities; a
@@ -77,16 +91,32 @@ class Predictor:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
         ):
             if self._logits and self.spec is not None:
+                if self.spec.task == "change":
+                    images = images.unflatten(1, (2, self.spec.in_channels))
                 images = (images * self.spec.scale - self._mean) / self._std
-            scores = self._forward(images)
-            self._check(scores, images)
-            scores = scores.float()
-            if not self._logits:
-                return scores
-            if scores.shape[1] == 1:
-                positive = scores.sigmoid()
-                return torch.cat([1 - positive, positive], dim=1)
-            return scores.softmax(dim=1)
+            scores = self._scores(images)
+            for turns, mirrored in self._views[1:]:
+                turned = torch.rot90(images.flip(-1) if mirrored else images, turns, (-2, -1))
+                back = torch.rot90(self._scores(turned), -turns, (-2, -1))
+                scores += back.flip(-1) if mirrored else back
+            return scores / len(self._views) if len(self._views) > 1 else scores
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Scores of one view of a batch."""
+        scores = self._forward(images)
+        self._check(scores, images)
+        scores = scores.float()
+        if not self._logits:
+            return scores
+        if scores.shape[1] == 1:
+            positive = scores.sigmoid()
+            return torch.cat([1 - positive, positive], dim=1)
+        return scores.softmax(dim=1)
+
+    def free_memory(self) -> None:
+        """Give back what the device keeps for later, after it has run out of memory."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def class_names(self, count: int) -> tuple[str, ...]:
         """Names of ``count`` classes.
@@ -116,11 +146,11 @@ class Predictor:
 
     @staticmethod
     def _check(scores: Any, images: Tensor) -> None:
-        wanted = f"({len(images)}, classes, {images.shape[2]}, {images.shape[3]})"
+        wanted = f"({len(images)}, classes, {images.shape[-2]}, {images.shape[-1]})"
         if not isinstance(scores, Tensor):
             raise ConfigError(f"the model returned {type(scores).__name__}, not a tensor {wanted}")
         shape = tuple(scores.shape)
-        if len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *images.shape[2:]):
+        if len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *images.shape[-2:]):
             raise ConfigError(f"the model returned a tensor of shape {shape}, expected {wanted}")
 
 
@@ -130,6 +160,7 @@ def load_predictor(
     *,
     device: str | torch.device | None = None,
     bf16: bool = False,
+    tta: Augmentation = "none",
 ) -> Predictor:
     """Make a predictor from whatever a user has.
 
@@ -142,6 +173,7 @@ def load_predictor(
         spec: A spec, or its JSON file; replaces the one in the checkpoint.
         device: Where to run; CUDA if there is one.
         bf16: Run the forward under bfloat16 autocast.
+        tta: Test-time augmentation, see :class:`Predictor`.
 
     Returns:
         The predictor.
@@ -162,14 +194,14 @@ def load_predictor(
     if isinstance(model, str | Path):
         model, spec = _load_checkpoint(Path(model), spec)
     if not isinstance(model, nn.Module):
-        return Predictor(model, spec, logits=False, device=where, bf16=bf16)
+        return Predictor(model, spec, logits=False, device=where, bf16=bf16, tta=tta)
     if spec is None:
         raise SpecError(
             "a torch module needs a ModelSpec (bands, mean, deviation, classes): pass spec=..., or "
             "wrap it in a function from raw pixels to scores"
         )
     _check_task(spec, "this one")
-    return Predictor(model.to(where).eval(), spec, logits=True, device=where, bf16=bf16)
+    return Predictor(model.to(where).eval(), spec, logits=True, device=where, bf16=bf16, tta=tta)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -210,7 +242,28 @@ def _load_checkpoint(path: Path, spec: ModelSpec | None) -> tuple[nn.Module, Mod
         raise CheckpointError(
             f"the weights in {path} do not fit {spec.task_class}: {_first_mismatches(error)}"
         ) from error
-    return task, spec
+    return _of_pairs(task) if spec.task == "change" else task, spec
+
+
+class _Stacked(nn.Module):
+    """A change detector that takes the bands of both dates as one image (B, 2 C, H, W)."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of pairs (B, 2, C, H, W)."""
+        logits: Tensor = self.task(images.flatten(1, 2))
+        return logits
+
+
+def _of_pairs(task: nn.Module) -> nn.Module:
+    """A change detector as a model of pairs; TorchGeo's stacks them for most of its models."""
+    stock = type(task).__module__.startswith("torchgeo.")
+    model = str(getattr(task, "hparams", {}).get("model"))
+    siamese = model.startswith("fcsiam") or model == "changevit"
+    return _Stacked(task) if stock and not siamese else task
 
 
 def _check_task(spec: ModelSpec, name: str) -> None:
@@ -220,8 +273,10 @@ def _check_task(spec: ModelSpec, name: str) -> None:
             f"a map needs a segmentation model; {name} is a {spec.task} checkpoint, which predicts "
             "no classes: name it as `weights:` in a recipe, fine-tune, and map the result"
         )
-    if spec.task != "segmentation":
-        raise ConfigError(f"a map needs a segmentation model; {name} does {spec.task}")
+    if spec.task not in {"segmentation", "change"}:
+        raise ConfigError(
+            f"a map needs a segmentation model or a change detector; {name} does {spec.task}"
+        )
 
 
 def _build_task(path: Path, spec: ModelSpec) -> nn.Module:
@@ -230,7 +285,7 @@ def _build_task(path: Path, spec: ModelSpec) -> nn.Module:
     module_name, _, class_name = spec.task_class.rpartition(".")
     package = module_name.partition(".")[0]
     refusal = CheckpointError(
-        f"{path} names the class {spec.task_class!r}: only segmentation tasks of "
+        f"{path} names the class {spec.task_class!r}: only tasks of "
         f"{' and '.join(TRUSTED_PACKAGES)} are loaded"
     )
     if package not in TRUSTED_PACKAGES:

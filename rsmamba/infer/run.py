@@ -1,20 +1,17 @@
 """From a scene to a map: blocks of tiles are read, predicted, blended and written."""
 
 import hashlib
-import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rasterio
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,76 +22,25 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor
 
-from rsmamba import __version__, samples
+from rsmamba import samples
+from rsmamba.data.areas import Area
 from rsmamba.errors import ConfigError
-from rsmamba.gis.raster import SCORE_SCALE, check_raster_output
-from rsmamba.gis.style import CLASS_NODATA
-from rsmamba.infer.grid import Blend, Box, Tile, TileGrid
-from rsmamba.infer.predict import Model, Predictor, load_predictor
-from rsmamba.infer.sink import RasterSink
-from rsmamba.infer.source import GDAL_OPTIONS, Pixels, SceneSource, read_ahead
+from rsmamba.files import check_output
+from rsmamba.gis.raster import RasterGrid, check_raster_output
+from rsmamba.gis.stac import map_item, write_item
+from rsmamba.gis.style import write_qml
+from rsmamba.infer.block import STAGES, BlockFacts, BlockWorker, clock
+from rsmamba.infer.grid import Blend, Box, TileGrid
+from rsmamba.infer.identity import model_identity, source_identity
+from rsmamba.infer.pair import PairSource, Source
+from rsmamba.infer.predict import Augmentation, Model, Predictor, load_predictor
+from rsmamba.infer.reader import GDAL_OPTIONS, read_ahead
+from rsmamba.infer.report import MapOptions, MapReport
+from rsmamba.infer.sink import BlockFiles, publish_blocks
+from rsmamba.infer.source import SceneSource
+from rsmamba.infer.work import Shard, WorkFolder
 from rsmamba.spec import ModelSpec
-
-# rows that are turned from scores into bytes at a time: bounds what is held beside the scores
-_ROWS = 512
-# how far rounding may carry a probability out of 0..1
-_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class MapReport:
-    """What was done, and what it took.
-
-    Attributes:
-        source: The scene.
-        output: The class map.
-        scores: The score raster, if one was asked for.
-        width: Columns.
-        height: Rows.
-        crs: Coordinate reference system.
-        area_km2: Area of the scene; None where the CRS leads to no place on Earth.
-        tiles: Tiles of the grid.
-        tiles_predicted: Tiles that went through the model.
-        tiles_skipped: Tiles without a valid pixel, which did not.
-        tiles_recomputed: Further forwards of tiles that straddle two blocks.
-        pixels: Number of pixels per class name.
-        pixels_nodata: Pixels without observation, and without class.
-        pixels_not_finite: Pixels for which the model gave NaN or infinity; nodata in the map.
-        seconds: Wall time of ``read`` (waiting for pixels, which are read ahead), ``forward``,
-            ``blend``, ``write`` and ``total``.
-        km2_per_second: ``area_km2`` over the total time.
-        peak_rss_mb: Largest resident memory of the process so far, in MB.
-        parameters: Options of the run.
-        spec_sha256: Hash of the model's spec; None if it has none.
-        rsmamba_version: Version of this package.
-    """
-
-    source: str
-    output: str
-    scores: str | None
-    width: int
-    height: int
-    crs: str
-    area_km2: float | None
-    tiles: int
-    tiles_predicted: int
-    tiles_skipped: int
-    tiles_recomputed: int
-    pixels: dict[str, int]
-    pixels_nodata: int
-    pixels_not_finite: int
-    seconds: dict[str, float]
-    km2_per_second: float | None
-    peak_rss_mb: float
-    parameters: dict[str, Any]
-    spec_sha256: str | None
-    rsmamba_version: str = __version__
-
-    def to_json(self) -> str:
-        """The report as indented JSON."""
-        return json.dumps(asdict(self), indent=2)
 
 
 def map_scene(
@@ -102,17 +48,29 @@ def map_scene(
     src: str | Path,
     dst: str | Path,
     *,
+    second: str | Path | None = None,
+    align: bool = False,
     spec: ModelSpec | str | Path | None = None,
     tile: int = 512,
     halo: int = 64,
     blend: Blend = "linear",
     batch_size: int = 4,
     block: int = 4096,
+    tta: Augmentation = "none",
+    threshold: float | None = None,
     scores: str | Path | None = None,
+    uncertainty: str | Path | None = None,
+    aoi: Area | None = None,
+    aoi_crs: str = "OGC:CRS84",
+    resolution: float | None = None,
     bands: Sequence[int] | None = None,
     assume_crs: str | None = None,
     device: str | torch.device | None = None,
     bf16: bool = False,
+    shard: str | None = None,
+    strict: bool = False,
+    restart: bool = False,
+    sidecars: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> MapReport:
@@ -120,27 +78,47 @@ def map_scene(
 
     The map is a Cloud Optimized GeoTIFF on exactly the scene's grid: uint8 class indices, nodata
     255, colour table, class names, the model's spec. It appears under its name when it is
-    complete. Neither ``block`` nor ``batch_size`` changes the result (a network's own rounding
-    may depend on the batch); memory is bounded by ``block`` and the number of classes.
+    complete. Neither ``block``, ``batch_size`` nor ``shard`` changes the result (a network's own
+    rounding may depend on the batch); memory is bounded by ``block`` and the number of classes.
+
+    Finished blocks are kept beside the output until then: the same call goes on where an
+    interrupted one stopped, and gives the same bytes. (Functions, which have no hash, begin anew.)
 
     Args:
         model: Checkpoint, module with ``spec``, or callable on raw pixels; see
             :func:`rsmamba.infer.load_predictor`.
         src: Scene: a file, a URL, a GDAL dataset name or ``sample:...``.
         dst: Class map to write (.tif).
+        second: Second date, for a change detector: a scene on the grid of the first.
+        align: Warp the second date to the grid of the first (bilinear), if it has another.
         spec: ModelSpec or its JSON file, for a model that carries none.
         tile: Side in pixels of what the model sees at once.
         halo: Context in pixels around a tile's core.
         blend: ``"linear"`` fades between neighbouring tiles; ``"crop"`` keeps the cores, which
             saves the forwards that blocks share.
-        batch_size: Tiles per forward.
+        batch_size: Tiles per forward; halved when a GPU runs out of memory.
         block: Side in pixels of the units of work; takes 4 bytes per pixel and class.
+        tta: Test-time augmentation: ``"none"``, ``"flips"`` (4 views) or ``"d4"`` (8 views).
+        threshold: Score from which on the second of two classes wins (0.5 otherwise). Of more
+            classes: pixels whose best score is lower become nodata.
         scores: Also write the scores of all classes to this raster (.tif): uint8, one band per
             class, scale 1/254, nodata 255.
+        uncertainty: Also write the entropy of the scores, 0 to 1, to this raster (.tif), stored
+            likewise.
+        aoi: Map this area only: bounds [minx, miny, maxx, maxy] or a file of polygons.
+        aoi_crs: CRS of bounds.
+        resolution: Map at this ground sampling distance, in metres; the scene's own if None, which
+            must then lie within a quarter of the one that the model was trained at.
         bands: 1-based bands of the scene in the model's order; all but alpha if None.
         assume_crs: CRS of a scene that has none, e.g. ``"EPSG:32633"``.
         device: Where the model runs; CUDA if there is one.
         bf16: Run the model under bfloat16 autocast.
+        shard: ``"i/n"``: do the i-th of n parts of the blocks, for as many processes that share a
+            file system. The last to finish writes the map.
+        strict: Stop at a part of the scene that cannot be read, rather than leave it out, count
+            and name it.
+        restart: Throw away what an interrupted run left.
+        sidecars: Also write a QGIS style (``dst`` with the suffix .qml) and a STAC item (.json).
         overwrite: Replace existing outputs.
         progress: Show a progress bar, if the standard error stream is a terminal.
 
@@ -153,222 +131,247 @@ def map_scene(
             does not load. Nothing is written then.
     """
     started = time.perf_counter()
+    src = _resolve(src)
+    second = None if second is None else _resolve(second)
+    options = MapOptions(
+        tile=tile,
+        halo=halo,
+        blend=blend,
+        block=block,
+        tta=tta,
+        threshold=threshold,
+        aoi=aoi if aoi is None else str(aoi) if isinstance(aoi, str | Path) else list(aoi),
+        aoi_crs=aoi_crs,
+        resolution=resolution,
+        bands=None if bands is None else list(bands),
+        assume_crs=assume_crs,
+        bf16=bf16,
+    )
+    outputs = _check_outputs(
+        src, {"class": dst, "scores": scores, "uncertainty": uncertainty}, overwrite
+    )
+    beside = _sidecars(outputs["class"], sidecars, overwrite)
+    part = Shard(shard)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if str(src).startswith("sample:"):
-        src = samples.resolve(src)
-    outputs = [check_raster_output(dst, overwrite=overwrite)]
-    if scores is not None:
-        outputs.append(check_raster_output(scores, overwrite=overwrite))
-    _check_distinct(src, outputs)
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
-        source = stack.enter_context(SceneSource(src, assume_crs=assume_crs, bands=bands))
+        source = _open(stack, src, second, align, assume_crs, strict, bands)
+        predictor = _prepare(source, model, spec, options, device)
         grid = TileGrid(source.grid.height, source.grid.width, tile, halo, blend)
-        blocks = grid.blocks(block)
-        predictor = load_predictor(model, spec, device=device, bf16=bf16)
-        source.expect(predictor.spec)
-        bar, task = stack.enter_context(_progress_bar(progress, Path(dst).name, grid, blocks))
-        job = _Job(source, grid, predictor, batch_size, outputs, lambda n: bar.advance(task, n))
-        stack.enter_context(job.sinks)
-        job.run(blocks)
-    seconds = {name: round(value, 4) for name, value in job.seconds.items()}
+        boxes = grid.blocks(block)
+        identity = model_identity(model, predictor)
+        manifest = {
+            "scene": source_identity(src, source.grid, source.count),
+            "second": None if second is None else source_identity(second, source.grid, 0),
+            "model": identity,
+            "options": asdict(options),
+            "layers": list(outputs),
+            "shards": part.count,
+        }
+        # A function has no hash by which two runs could be known to be the same.
+        folder = WorkFolder(
+            outputs["class"],
+            manifest,
+            part,
+            restart=restart or identity is None,
+            keep=identity is not None,
+        )
+        stack.enter_context(folder)
+        worker = BlockWorker(
+            grid, predictor, batch_size=batch_size, layers=tuple(outputs), threshold=threshold
+        )
+        facts = _do_blocks(worker, source, boxes, folder, part, progress, Path(dst).name)
+        seconds = {name: sum(f.seconds[name] for f in facts) for name in STAGES}
+        with clock(seconds, "write"):
+            found = _all_done(folder, len(boxes))
+            if complete := len(found) == len(boxes):
+                facts, classes = found, _names(found, predictor)
+                publish_blocks(folder, source.grid, boxes, facts, outputs, classes, predictor.spec)
+                if beside:
+                    made_by = predictor.spec, asdict(options)
+                    _describe(beside, outputs, str(src), source.grid, classes, *made_by)
+    parameters = {"batch_size": batch_size, "device": str(predictor.device), "shard": shard}
     total = time.perf_counter() - started
     area = source.grid.area_km2()
     return MapReport(
         source=str(src),
         output=str(dst),
         scores=None if scores is None else str(scores),
+        uncertainty=None if uncertainty is None else str(uncertainty),
+        complete=complete,
         width=grid.width,
         height=grid.height,
         crs=source.grid.crs.to_string(),
         area_km2=area,
+        blocks_resumed=folder.resumed,
         tiles=len(grid),
-        tiles_predicted=job.predicted,
-        tiles_skipped=len(grid) - job.predicted,
-        tiles_recomputed=job.recomputed,
-        pixels={name: int(n) for name, n in zip(job.classes, job.pixels, strict=False)},
-        pixels_nodata=grid.height * grid.width - int(job.pixels.sum()) - job.not_finite,
-        pixels_not_finite=job.not_finite,
-        seconds=seconds | {"total": round(total, 4)},
+        seconds={n: round(s, 4) for n, s in seconds.items()} | {"total": round(total, 4)},
         km2_per_second=None if area is None else area / total,
         peak_rss_mb=_peak_rss_mb(),
-        parameters={
-            "tile": tile,
-            "halo": halo,
-            "blend": blend,
-            "batch_size": batch_size,
-            "block": block,
-            "device": str(predictor.device),
-            "bf16": bf16,
-            "bands": bands and list(bands),
-            "assume_crs": assume_crs,
-        },
+        parameters=asdict(options) | parameters,
         spec_sha256=_spec_hash(predictor.spec),
+        **_totals(facts, len(grid) if complete else None),
     )
 
 
-class _Job:
-    """The state of one run: counters, clocks and outputs."""
-
-    def __init__(
-        self,
-        source: SceneSource,
-        grid: TileGrid,
-        predictor: Predictor,
-        batch_size: int,
-        outputs: list[Path],
-        advance: Callable[[int], None],
-    ) -> None:
-        self._source = source
-        self._grid = grid
-        self._predictor = predictor
-        self._batch_size = batch_size
-        self._outputs = outputs
-        self._advance = advance
-        self._open: list[RasterSink] = []
-        self.sinks = ExitStack()
-        self.classes: tuple[str, ...] = ()
-        self.pixels = np.zeros(CLASS_NODATA, dtype=np.int64)
-        self.seconds = dict.fromkeys(("read", "forward", "blend", "write"), 0.0)
-        self.predicted = self.recomputed = self.not_finite = 0
-
-    def run(self, blocks: list[Box]) -> None:
-        """Predict and write all blocks, then publish the outputs."""
-        strips = (_strip(tiles) for box in blocks for tiles in self._grid.tile_rows(box))
-        # closed before the source is: a read may be under way in the other thread
-        with closing(read_ahead(self._source.read, strips)) as pixels:
-            for box in blocks:
-                scores, valid = self._predict(box, pixels)
-                with self._clock("write"):
-                    self._write(box, scores, valid)
-                del scores, valid  # or two blocks would be held at once
-        with self._clock("write"):
-            if not self._open:  # no valid pixel anywhere: an empty map is the right answer
-                spec = self._predictor.spec
-                self._open_sinks(max(1, len(spec.classes) if spec else 1))
-            for sink in self._open:
-                sink.finish()
-            for sink in self._open:
-                sink.publish()
-
-    def _predict(
-        self, box: Box, strips: Iterator[Pixels]
-    ) -> tuple[Tensor | None, NDArray[np.bool_]]:
-        """Blended scores (K, h, w) of a block, None if it has no valid pixel, and its mask."""
-        valid = np.zeros((box.height, box.width), dtype=bool)
-        scores: Tensor | None = None
-        batch: list[tuple[Tile, NDArray[np.float32]]] = []
-        for tiles in self._grid.tile_rows(box):
-            with self._clock("read"):
-                pixels = next(strips)
-            strip = _strip(tiles)
-            for tile in tiles:
-                part = tile.support.intersect(box)
-                valid[part.within(box)] = pixels.valid[part.within(strip)]
-                if not pixels.valid[tile.support.within(strip)].any():
-                    continue
-                self._count(tile, box)
-                batch.append((tile, pixels.image[(slice(None), *tile.window.within(strip))]))
-                if len(batch) == self._batch_size:
-                    scores = self._add(batch, box, scores)
-                    batch.clear()
-            self._advance(len(tiles))
-        if batch:
-            scores = self._add(batch, box, scores)
-        return scores, valid
-
-    def _count(self, tile: Tile, box: Box) -> None:
-        """Count a forward: a tile belongs to the block that holds its first pixel."""
-        home = box.top <= tile.support.top and box.left <= tile.support.left
-        self.predicted += home
-        self.recomputed += not home
-
-    def _add(
-        self, batch: list[tuple[Tile, NDArray[np.float32]]], box: Box, scores: Tensor | None
-    ) -> Tensor:
-        """Predict a batch of tiles and add their weighted scores to those of the block."""
-        with self._clock("forward"):
-            answer = self._predictor(torch.from_numpy(np.stack([image for _, image in batch])))
-            self._predictor.synchronize()
-        with self._clock("blend"):
-            if scores is None:
-                if not self._open:
-                    self._open_sinks(answer.shape[1])
-                scores = answer.new_zeros((answer.shape[1], box.height, box.width))
-            for (tile, _), values in zip(batch, answer, strict=True):
-                part = tile.support.intersect(box)
-                weights = torch.from_numpy(self._grid.weights(tile, part)).to(answer.device)
-                inside = values[(slice(None), *part.within(tile.window))]
-                scores[(slice(None), *part.within(box))].addcmul_(inside, weights)
-            self._predictor.synchronize()
-        return scores
-
-    def _open_sinks(self, count: int) -> None:
-        """Create the outputs, now that the number of classes is known."""
-        spec, grid = self._predictor.spec, self._source.grid
-        self.classes = self._predictor.class_names(count)
-        makers = (RasterSink.class_map, RasterSink.scores)
-        for make, path in zip(makers, self._outputs, strict=False):
-            sink = make(path, grid, spec=spec, classes=self.classes)
-            self._open.append(self.sinks.enter_context(sink))
-
-    def _write(self, box: Box, scores: Tensor | None, valid: NDArray[np.bool_]) -> None:
-        """Write a block, a few rows at a time; unwritten pixels are nodata already."""
-        if scores is None:
-            return
-        for top in range(0, box.height, _ROWS):
-            rows = slice(top, min(top + _ROWS, box.height))
-            part = Box(box.top + top, box.left, box.top + rows.stop, box.right)
-            values = scores[:, rows]
-            # not argmax: on the CPU, max gives the same indices several times faster
-            best, index = values.max(dim=0)
-            finite = best.isfinite().cpu().numpy()
-            known = valid[rows] & finite
-            self.not_finite += int(np.count_nonzero(valid[rows] & ~finite))
-            classes = index.to(torch.uint8).cpu().numpy()
-            self.pixels += np.bincount(classes[known], minlength=CLASS_NODATA)
-            self._open[0].write(part, np.where(known, classes, np.uint8(CLASS_NODATA))[None])
-            if len(self._open) > 1:
-                self._open[1].write(part, _to_bytes(values, known))
-
-    @contextmanager
-    def _clock(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - begin
+def _sidecars(path: Path, wanted: bool, overwrite: bool) -> dict[str, Path]:
+    """Names of the files that go with a map, which may be written; none if not wanted."""
+    suffixes = {"style": ".qml", "item": ".json"} if wanted else {}
+    return {
+        name: check_output(path.with_suffix(suffix), overwrite=overwrite)
+        for name, suffix in suffixes.items()
+    }
 
 
-def _strip(tiles: list[Tile]) -> Box:
-    """The window that covers a row of tiles."""
-    first, last = tiles[0].window, tiles[-1].window
-    return Box(first.top, first.left, first.bottom, last.right)
+def _describe(
+    beside: dict[str, Path],
+    outputs: dict[str, Path],
+    src: str,
+    grid: RasterGrid,
+    classes: tuple[str, ...],
+    spec: ModelSpec | None,
+    options: dict[str, Any],
+) -> None:
+    """Write a map's QGIS style and STAC item, over those of an earlier map."""
+    colours = spec.colours if spec else ()
+    write_qml(beside["style"], classes, colours, overwrite=True)
+    item = map_item(
+        grid,
+        {**outputs, "style": beside["style"]},
+        source=src,
+        classes=classes,
+        colours=colours,
+        spec=spec,
+        parameters=options,
+    )
+    write_item(item, beside["item"], overwrite=True)
 
 
-def _to_bytes(scores: Tensor, known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Scores (K, h, w) of 0..1 as bytes, nodata where they are not known."""
-    inside = torch.from_numpy(known).to(scores.device)
-    wanted = torch.where(inside, scores, 0.0)
-    low, high = float(wanted.min()), float(wanted.max())
-    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-        raise ConfigError(
-            f"the model gives scores from {low:.3g} to {high:.3g}, a score raster holds 0 to 1: "
-            "return probabilities (softmax), or leave out the score raster"
-        )
-    scaled = (wanted.clamp(0, 1) / SCORE_SCALE).round().to(torch.uint8)
-    return scaled.masked_fill(~inside, CLASS_NODATA).cpu().numpy()
+def _names(facts: list[BlockFacts], predictor: Predictor) -> tuple[str, ...]:
+    """Class names; of a scene without a valid pixel those that the spec has, if any."""
+    count = len(predictor.spec.classes) if predictor.spec else 1
+    return next((f.classes for f in facts if f.classes), predictor.class_names(max(1, count)))
 
 
-def _check_distinct(src: str | Path, outputs: list[Path]) -> None:
-    """Refuse outputs that would replace the scene or each other."""
-    files = [path.resolve() for path in outputs]
+def _resolve(path: str | Path) -> str | Path:
+    """A shipped sample's path; anything else as it is, for GDAL knows more names than files."""
+    return samples.resolve(path) if str(path).startswith("sample:") else path
+
+
+def _check_outputs(
+    src: str | Path, wanted: dict[str, str | Path | None], overwrite: bool
+) -> dict[str, Path]:
+    """Output by layer, none of which is in the way of anything."""
+    outputs = {
+        name: check_raster_output(path, overwrite=overwrite)
+        for name, path in wanted.items()
+        if path is not None
+    }
+    files = [path.resolve() for path in outputs.values()]
     if len(set(files)) < len(files):
-        raise ConfigError(f"class map and scores cannot both be {outputs[0]}: name two files")
+        names = ", ".join(str(path) for path in outputs.values())
+        raise ConfigError(f"two outputs have one name ({names}): name different files")
     if Path(src).resolve() in files:
         raise ConfigError(f"{src} is the scene and an output: name another output")
+    return outputs
+
+
+def _open(
+    stack: ExitStack,
+    src: str | Path,
+    second: str | Path | None,
+    align: bool,
+    assume_crs: str | None,
+    strict: bool,
+    bands: Sequence[int] | None,
+) -> Source:
+    """The scene, or the pair of scenes, open as long as the stack."""
+    options: dict[str, Any] = {"assume_crs": assume_crs, "strict": strict, "bands": bands}
+    first = stack.enter_context(SceneSource(src, **options))
+    if second is None:
+        return first
+    after = stack.enter_context(SceneSource(second, **options))
+    return PairSource(first, after, align=align)
+
+
+def _prepare(
+    source: Source,
+    model: Model | Predictor,
+    spec: ModelSpec | str | Path | None,
+    options: MapOptions,
+    device: str | torch.device | None,
+) -> Predictor:
+    """Bring scene and model together: resolution, area, bands."""
+    if options.resolution is not None:
+        source.resample(options.resolution)
+    if options.aoi is not None:
+        source.restrict(options.aoi, options.aoi_crs)
+    # Cheap mistakes come to light before the weights are read.
+    TileGrid(1, 1, options.tile, options.halo, options.blend).blocks(options.block)
+    predictor = load_predictor(model, spec, device=device, bf16=options.bf16, tta=options.tta)
+    change = predictor.spec is not None and predictor.spec.task == "change"
+    if change and not isinstance(source, PairSource):
+        raise ConfigError(f"{model} detects change: give the other date as well (--second SCENE)")
+    if predictor.spec is not None and not change and isinstance(source, PairSource):
+        raise ConfigError(f"{model} maps single scenes: leave out the second one")
+    source.expect(predictor.spec)
+    if options.resolution is None:
+        source.expect_resolution(predictor.spec)
+    return predictor
+
+
+def _do_blocks(
+    worker: BlockWorker,
+    source: Source,
+    boxes: list[Box],
+    folder: WorkFolder,
+    shard: Shard,
+    progress: bool,
+    name: str,
+) -> list[BlockFacts]:
+    """Do this shard's blocks that are not done yet; facts of all those that this call did."""
+    numbers = [n for n in range(len(boxes)) if n in shard and folder.done(n) is None]
+    facts: list[BlockFacts] = []
+    todo = [boxes[n] for n in numbers]
+    strips = (strip for box in todo for strip in worker.strips(box))
+    with (
+        _progress_bar(progress, name, worker.grid, todo) as (bar, task),
+        # closed before the source is: a read may be under way in the other thread
+        closing(read_ahead(source.read, strips)) as pixels,
+    ):
+        for number in numbers:
+            with BlockFiles(folder, number, boxes[number]) as files:
+                made = worker.run(
+                    boxes[number], pixels, files.write, lambda n: bar.advance(task, n)
+                )
+            folder.finish(number, made.to_json())
+            facts.append(made)
+    return facts
+
+
+def _all_done(folder: WorkFolder, count: int) -> list[BlockFacts]:
+    """Facts of the finished blocks, whoever did them."""
+    found = (folder.done(number) for number in range(count))
+    return [BlockFacts.from_json(f) for f in found if f is not None]
+
+
+def _totals(facts: list[BlockFacts], tiles: int | None) -> dict[str, Any]:
+    """Sums over the blocks, as the report names them; ``tiles`` of the grid if all are done."""
+    classes = next((f.classes for f in facts if f.classes), ())
+    pixels = [sum(counts) for counts in zip(*(f.pixels for f in facts if f.pixels), strict=True)]
+    predicted = sum(f.predicted for f in facts)
+    return {
+        "tiles_predicted": predicted,
+        "tiles_skipped": 0 if tiles is None else tiles - predicted,
+        "tiles_recomputed": sum(f.recomputed for f in facts),
+        "pixels": dict(zip(classes, pixels, strict=True)),
+        "pixels_nodata": sum(f.nodata for f in facts),
+        "pixels_not_finite": sum(f.not_finite for f in facts),
+        "pixels_uncertain": sum(f.uncertain for f in facts),
+        # Neighbouring blocks of the work meet the same block of the file.
+        "failed": list(dict.fromkeys(message for f in facts for message in f.failed)),
+    }
 
 
 @contextmanager

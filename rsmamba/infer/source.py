@@ -1,46 +1,48 @@
 """Scenes: any raster that GDAL reads, as float32 windows with nodata filled and a valid mask."""
 
+import math
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
+import pyproj
 import rasterio
+import shapely
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError as RasterioCRSError
+from rasterio.features import geometry_mask
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
+from shapely.geometry.base import BaseGeometry
 
-from rsmamba.errors import BandMismatchError, CRSError, DataNotFoundError, ImageReadError, one_line
+from rsmamba.data.areas import Area, read_area, reproject
+from rsmamba.errors import (
+    BandMismatchError,
+    ConfigError,
+    CRSError,
+    DataNotFoundError,
+    ImageReadError,
+    ResolutionError,
+    one_line,
+)
 from rsmamba.gis.bands import stored_names
+from rsmamba.gis.nodata import observed
 from rsmamba.gis.raster import GDAL_ERRORS, RasterGrid
 from rsmamba.infer.grid import Box, reflect
+from rsmamba.infer.reader import GDAL_OPTIONS, Pixels, RawReader
 from rsmamba.sensors import check_bands, labels_of
 from rsmamba.spec import ModelSpec
 
-#: GDAL settings of every read and write here. A VRT may carry Python code: it is never run.
-GDAL_OPTIONS: dict[str, Any] = {
-    "GDAL_CACHEMAX": 256 * 2**20,
-    "GDAL_VRT_ENABLE_PYTHON": "NO",
-}
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """A window of a scene.
-
-    Attributes:
-        image: (C, H, W) float32 raw values, missing ones filled, mirrored beyond the border.
-        valid: (H, W) True where the scene was observed; False beyond the border.
-    """
-
-    image: NDArray[np.float32]
-    valid: NDArray[np.bool_]
+#: Share by which resolutions may differ and be called the same.
+SAME_RESOLUTION = 0.01
+#: Share by which a scene's resolution may differ from that of the training data.
+RESOLUTION_TOLERANCE = 0.25
 
 
 class SceneSource:
@@ -57,11 +59,13 @@ class SceneSource:
     Args:
         path: File, URL or GDAL dataset name.
         assume_crs: CRS of a file that has none, e.g. ``"EPSG:32633"``.
+        strict: Whether a part that cannot be read is an error; else it is left out as nodata and
+            named in :attr:`Pixels.failed`.
         bands: 1-based bands to read, in the model's order; all but alpha if None. One that is
             declared as alpha counts as data if it is listed.
 
     Attributes:
-        grid: Size and georeferencing.
+        grid: Size and georeferencing; those of the area after :meth:`restrict`.
         count: Number of data bands, without alpha.
 
     Raises:
@@ -76,14 +80,19 @@ class SceneSource:
         *,
         assume_crs: str | None = None,
         bands: Sequence[int] | None = None,
+        strict: bool = True,
     ) -> None:
-        self.path, self._asked = str(path), None if bands is None else list(bands)
+        self.path, self._strict = str(path), strict
+        self._asked = None if bands is None else list(bands)
         self._spec: ModelSpec | None = None
+        self._area: BaseGeometry | None = None
+        self._row = self._col = 0
+        self._opened = ExitStack()
         if ":" not in self.path and not self.path.startswith("/vsi") and not Path(path).exists():
             raise DataNotFoundError(f"{self.path}: no such scene; check the path")
         try:
             with rasterio.Env(**GDAL_OPTIONS):
-                self._dataset = rasterio.open(self.path)
+                self._dataset = self._opened.enter_context(rasterio.open(self.path))
         except GDAL_ERRORS as error:
             raise ImageReadError(
                 f"{self.path}: no raster that GDAL can read ({one_line(error)}); is it complete, "
@@ -92,7 +101,7 @@ class SceneSource:
         try:
             self._inspect(assume_crs)
         except BaseException:
-            self._dataset.close()
+            self._opened.close()
             raise
 
     def _inspect(self, assume_crs: str | None) -> None:
@@ -119,13 +128,11 @@ class SceneSource:
         self._masked = any(MaskFlags.all_valid not in f for f in flags)
         if self._alpha_is_data:
             self._shared_mask = self._masked = False
-        # bands in which a 0 beside data of other bands is a dark value
-        self._zero_bands = [
-            band
-            for band, index in enumerate(self._bands)
-            if dataset.nodatavals[index - 1] == 0 and not self._shared_mask
-        ]
-        self.grid = RasterGrid(
+        declared = [dataset.nodatavals[i - 1] for i in self._bands]
+        self._nodata = [] if self._shared_mask else declared
+        masks = [] if not self._masked else self._bands[:1] if self._shared_mask else self._bands
+        self._reader = RawReader(dataset, self.path, self._bands, masks, self._strict)
+        self.grid = self._whole = RasterGrid(
             dataset.height, dataset.width, self._find_crs(assume_crs), dataset.transform
         )
 
@@ -187,65 +194,159 @@ class SceneSource:
         texts = [self._dataset.descriptions[i - 1] for i in self._bands]
         check_bands(texts, spec.bands, self.path, remedy=remedy, described=True)
 
+    def resample(self, resolution: float) -> None:
+        """Read the scene at another ground sampling distance from now on; :attr:`grid` changes.
+
+        Pixels are averaged where they become larger and interpolated (bilinear) where they become
+        smaller. The orientation of the grid and its upper left corner stay.
+
+        Args:
+            resolution: Metres to the pixel.
+
+        Raises:
+            ConfigError: If it is not positive.
+            CRSError: If the scene's CRS leads to no place on Earth, where metres could be measured.
+        """
+        if not resolution > 0:
+            raise ConfigError(f"resolution={resolution}: metres to the pixel, more than 0")
+        gsd = self.grid.gsd()
+        if gsd is None:
+            raise CRSError(
+                f"{self.path} is in a local system ({self.grid.crs.to_string()}): its resolution "
+                "in metres is not known, leave out --resolution"
+            )
+        factor = resolution / gsd
+        if abs(factor - 1) < SAME_RESOLUTION:
+            return
+        whole = self._whole
+        resampled = RasterGrid(
+            max(1, math.floor(whole.height / factor)),
+            max(1, math.floor(whole.width / factor)),
+            whole.crs,
+            whole.transform @ Affine.scale(factor),
+        )
+        self.warp_to(resampled, Resampling.average if factor > 1 else Resampling.bilinear)
+
+    def warp_to(self, grid: RasterGrid, resampling: Resampling = Resampling.bilinear) -> None:
+        """Read the scene on another grid from now on; what it does not cover is not valid.
+
+        Args:
+            grid: Size and georeferencing wanted.
+            resampling: How pixels are made from pixels.
+        """
+        # Of a scene that declares nodata or alpha, these also say what lies outside it.
+        declared = self._has_alpha or any(v is not None for v in self._dataset.nodatavals)
+        self._dataset = self._opened.enter_context(
+            WarpedVRT(
+                self._dataset,
+                src_crs=self._whole.crs,
+                crs=grid.crs,
+                transform=grid.transform,
+                width=grid.width,
+                height=grid.height,
+                resampling=resampling,
+                add_alpha=not declared,
+            )
+        )
+        self._inspect(None)
+
+    def restrict(self, area: Area, area_crs: str) -> None:
+        """Map an area only: :attr:`grid` shrinks to it, pixels outside it are not valid.
+
+        They are still read as context of those inside. A pixel is inside if its centre is.
+
+        Args:
+            area: Bounds [minx, miny, maxx, maxy], or a vector file of polygons.
+            area_crs: CRS of bounds.
+
+        Raises:
+            DataNotFoundError: If the file is missing or empty, or the area holds no pixel.
+            CRSError: If a CRS is missing or unknown.
+            ConfigError: If bounds are not four numbers in order.
+        """
+        crs = pyproj.CRS.from_wkt(self.grid.crs.to_wkt())
+        shape = reproject(read_area(area, area_crs), crs).iloc[0]
+        whole = self._whole
+        cols, rows = ~whole.transform @ shapely.get_coordinates(shape).T
+        top, bottom = max(0, math.floor(rows.min())), min(whole.height, math.ceil(rows.max()))
+        left, right = max(0, math.floor(cols.min())), min(whole.width, math.ceil(cols.max()))
+        if top >= bottom or left >= right:
+            raise DataNotFoundError(
+                f"the area of interest does not touch {self.path}, which lies in "
+                f"{whole.crs.to_string()}: check its coordinates and --area-crs"
+            )
+        self._area, self._row, self._col = shape, top, left
+        transform = whole.transform @ Affine.translation(left, top)
+        self.grid = RasterGrid(bottom - top, right - left, whole.crs, transform)
+
+    def expect_resolution(self, spec: ModelSpec | None) -> None:
+        """Refuse a ground sampling distance more than a quarter off the model's.
+
+        Raises:
+            ResolutionError: Names both and the remedy.
+        """
+        wanted, gsd = spec.gsd if spec else None, self.grid.gsd()
+        if not wanted or gsd is None or abs(gsd / wanted - 1) <= RESOLUTION_TOLERANCE:
+            return
+        raise ResolutionError(
+            f"{self.path} has {gsd:.3g} m to the pixel, the model was trained at {wanted:.3g} m: "
+            f"--resolution {wanted:.3g} maps it at the model's, --resolution {gsd:.3g} as it is"
+        )
+
     def read(self, box: Box) -> Pixels:
         """Read a window that may exceed the scene.
 
         Args:
-            box: Window in scene pixels.
+            box: Window in pixels of :attr:`grid`.
 
         Returns:
             Pixels of the size of ``box``.
 
         Raises:
-            ImageReadError: If the file is damaged or truncated there.
+            ImageReadError: If the file is damaged or truncated there, and this source is strict.
         """
-        rows = reflect(box.top, box.bottom, self.grid.height)
-        cols = reflect(box.left, box.right, self.grid.width)
+        box = Box(
+            box.top + self._row, box.left + self._col, box.bottom + self._row, box.right + self._col
+        )
+        rows = reflect(box.top, box.bottom, self._whole.height)
+        cols = reflect(box.left, box.right, self._whole.width)
         top, left = int(rows.min()), int(cols.min())
         height, width = int(rows.max()) + 1 - top, int(cols.max()) + 1 - left
-        image, valid = self._read_inside(Window(left, top, width, height))
+        image, valid, failed = self._read_inside(Window(left, top, width, height))
         if (height, width) != (box.height, box.width) or box.top < 0 or box.left < 0:
             image = image[:, rows - top][:, :, cols - left]
             valid = valid[rows - top][:, cols - left]
             inside_rows = (np.arange(box.top, box.bottom) == rows)[:, None]
             inside_cols = np.arange(box.left, box.right) == cols
             valid &= inside_rows & inside_cols
-        return Pixels(image, valid)
+        if self._area is not None:
+            valid &= geometry_mask(
+                [self._area],
+                valid.shape,
+                self._whole.transform @ Affine.translation(box.left, box.top),
+                invert=True,
+            )
+        return Pixels(image, valid, failed)
 
-    def _read_inside(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values and valid mask of a window inside the scene, missing values filled."""
-        try:
-            # options are per thread, and reading ahead happens in another one
-            with rasterio.Env(**GDAL_OPTIONS):
-                raw = self._dataset.read(self._bands, window=window)
-                masks = self._read_masks(window)
-        except GDAL_ERRORS as error:
-            raise ImageReadError(
-                f"cannot read {self.path} at row {window.row_off}, column {window.col_off}: "
-                f"{one_line(error)}; the file looks damaged or truncated, copy or download it again"
-            ) from error
+    def _read_inside(
+        self, window: Window
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
+        """Values and valid mask of a window inside the scene, missing values filled; failures."""
+        # options are per thread, and reading ahead happens in another one
+        with rasterio.Env(**GDAL_OPTIONS):
+            found = self._reader.read(window)
+            raw, masks, lost = found.values, found.masks, found.lost
         with np.errstate(over="ignore", invalid="ignore"):
             image = raw.astype(np.float32)
-        observed = np.isfinite(image)
-        if masks is not None:
-            observed &= masks
-        elif self._spec is not None and self._spec.nodata is not None:
-            observed &= (raw != self._spec.nodata).any(axis=0)
-        valid: NDArray[np.bool_] = np.any(observed, axis=0)
-        for band in self._zero_bands:
-            observed[band] |= valid & (raw[band] == 0)
-        if not observed.all():
+        if masks is None and self._spec is not None and self._spec.nodata is not None:
+            masks = (raw != self._spec.nodata).any(axis=0, keepdims=True)
+        if lost is not None:
+            masks = ~lost[None] if masks is None else masks & ~lost
+        known, valid = observed(image, masks, self._nodata)
+        if not known.all():
             for band, fill in enumerate(self._fill):
-                image[band][~observed[band]] = fill
-        return image, valid
-
-    def _read_masks(self, window: Window) -> NDArray[np.bool_] | None:
-        """GDAL's masks, (C or 1, H, W); None if the file declares none."""
-        if not self._masked:
-            return None
-        indexes = self._bands[:1] if self._shared_mask else self._bands
-        masks: NDArray[np.bool_] = self._dataset.read_masks(indexes, window=window) > 0
-        return masks
+                image[band][~known[band]] = fill
+        return image, valid, found.failed
 
     @property
     def _fill(self) -> list[float]:
@@ -263,7 +364,7 @@ class SceneSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._dataset.close()
+        self._opened.close()
 
 
 def _by_name(names: Sequence[str | None], wanted: Sequence[str]) -> list[int] | None:
@@ -279,24 +380,3 @@ def _by_name(names: Sequence[str | None], wanted: Sequence[str]) -> list[int] | 
         else:
             return None
     return chosen
-
-
-def read_ahead(read: Callable[[Box], Pixels], boxes: Iterable[Box]) -> Generator[Pixels]:
-    """Read windows in order, each while the one before it is being worked on.
-
-    Args:
-        read: Function that reads a window; called in one other thread.
-        boxes: The windows.
-
-    Yields:
-        The pixels of each window.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        pending: Future[Pixels] | None = None
-        for box in boxes:
-            following = pool.submit(read, box)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()

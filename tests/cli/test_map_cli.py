@@ -1,6 +1,7 @@
 """`rsmamba map` and `rsmamba vectorize`, as a user types them."""
 
 import json
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -75,6 +76,10 @@ def test_map_then_vectorize(paths, tmp_path, capsys):
     assert written["parameters"]["block"] == 48 and written["parameters"]["blend"] == "crop"
     with rasterio.open(scores) as source:
         assert source.count == 2
+    item = json.loads(Path(paths[2]).with_suffix(".json").read_text())
+    assert set(item["assets"]) == {"class", "scores", "style"}
+    assert [c["name"] for c in item["assets"]["class"]["classification:classes"]][:1] == ["ground"]
+    assert Path(paths[2]).with_suffix(".qml").read_text().count("roof") == 1
 
     polygons = tmp_path / "roofs.gpkg"
     assert run(["vectorize", paths[2], str(polygons), "--classes", "roof"]) == 0

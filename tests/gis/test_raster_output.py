@@ -10,12 +10,13 @@ from rsmamba.errors import ConfigError, OutputExistsError, OutputNotWritableErro
 from rsmamba.gis.raster import (
     RasterGrid,
     check_raster_output,
+    class_layer,
     count_valid,
-    create_tiled,
-    make_class_map,
+    part,
     read_class_names,
     scratch_folder,
     write_cog,
+    write_mosaic,
 )
 
 UTM = CRS.from_epsg(32633)
@@ -78,16 +79,48 @@ def test_a_scratch_folder_that_cannot_be_made_is_a_typed_error(tmp_path):
         pass
 
 
-def test_unwritten_tiles_read_as_nodata_and_names_come_back(tmp_path):
-    grid = RasterGrid(600, 700, UTM, Affine(10, 0, 5e5, 0, -10, 5e6))
-    tiled, cog = tmp_path / "tiled.tif", tmp_path / "cog.tif"
-    with create_tiled(tiled, grid, count=1, tags={"a": "b"}, descriptions=["class"]) as target:
-        make_class_map(target, ("Wald", "Straße"), ())
-        target.write(np.ones((1, 10, 20), np.uint8), window=((0, 10), (0, 20)))
-    write_cog(tiled, cog, overviews="mode")
-    assert count_valid(cog) == 200
+def test_parts_are_joined_and_what_none_covers_is_nodata(tmp_path):
+    transform = Affine(10.1, 0.3, 5e5 + 1 / 3, 0.2, -10.7, 5e6 + 1 / 7)
+    grid = RasterGrid(600, 700, UTM, transform)
+    places = {"a.tif": (0, 0, 10, 20), "b.tif": (10, 600, 5, 100)}
+    for name, (_, _, height, width) in places.items():
+        with part(tmp_path / name, 1, height, width) as target:
+            target.write(np.ones((1, height, width), np.uint8))
+    layer = class_layer(("Wald", "Straße <&>"), (), {"a": "<b> & c"})
+    mosaic, cog = tmp_path / "class.vrt", tmp_path / "cog.tif"
+    write_mosaic(mosaic, grid, layer, [(tmp_path / n, p) for n, p in places.items()])
+    write_cog(mosaic, cog, overviews="mode")
+    assert count_valid(cog) == 200 + 500
     with rasterio.open(cog) as source:
-        assert read_class_names(source) == ("Wald", "Straße")
-        assert source.tags()["a"] == "b"
-        assert source.read(1)[500, 600] == 255
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cog.tif", "tiled.tif"]
+        assert read_class_names(source) == ("Wald", "Straße <&>")
+        assert source.tags()["a"] == "<b> & c"
+        assert source.transform == transform and source.crs == UTM
+        pixels = source.read(1)
+    expected = np.full((600, 700), 255, np.uint8)
+    expected[:10, :20] = expected[10:15, 600:] = 1
+    assert np.array_equal(pixels, expected)
+
+
+def test_a_part_that_fails_is_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), part(tmp_path / "a.tif", 1, 4, 4):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("epsg", "transform", "expected"),
+    [
+        (32633, Affine(10, 0, 5e5, 0, -10, 5e6), 10.0),
+        (4326, Affine(1e-4, 0, 10, 0, -1e-4, 60), (5.580 + 11.141) / 2),
+        # A web map's metre is half a metre on the ground at 60 degrees.
+        (3857, Affine(2, 0, 1113194.9, 0, -2, 8399737.9), 1.0),
+    ],
+)
+def test_resolution_is_measured_on_the_ground(epsg, transform, expected):
+    grid = RasterGrid(50, 50, CRS.from_epsg(epsg), transform)
+    assert grid.gsd() == pytest.approx(expected, rel=5e-3)
+
+
+def test_a_local_reference_system_has_no_resolution():
+    local = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    assert RasterGrid(50, 50, local, Affine(1, 0, 0, 0, -1, 0)).gsd() is None

@@ -149,7 +149,7 @@ def test_pretrained_weights_are_not_fetched_again(checkpoint):
     ],
 )
 def test_foreign_classes_are_refused(checkpoint, name):
-    with pytest.raises(CheckpointError, match="only segmentation tasks"):
+    with pytest.raises(CheckpointError, match="only tasks of rsmamba"):
         load_predictor(checkpoint(spec(task_class=name).to_json()), device="cpu")
 
 
