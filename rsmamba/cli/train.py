@@ -83,7 +83,7 @@ def run_lightning(verb: str, argv: Sequence[str]) -> Any:
 
         def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             """One line each."""
-            describe = getattr(trainer.datamodule, "report", lambda: None)  # type: ignore
+            describe = getattr(getattr(trainer, "datamodule", None), "report", lambda: None)
             for name, report in (("weights", loaded_weights(pl_module)), ("data", describe())):
                 if report is not None and trainer.is_global_zero:
                     print(f"{name}: {report}", file=sys.stderr)
